@@ -1,0 +1,1 @@
+"""Recipes that change one part of `small_*`."""

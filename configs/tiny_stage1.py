@@ -1,0 +1,30 @@
+"""Stage I in half a minute on two CPU cores: to try the program, not to fuse well.
+
+    dmfnet data prepare mni_pairs --data-dir data
+    dmfnet train --config configs/tiny_stage1.py --workdir runs/tiny_stage1
+"""
+
+import ml_collections
+
+from dmfnet_jax.configs import stage1
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the locked config."""
+  config = stage1.get_config()
+  config.dataset = "mni_pairs"
+  config.unet.width = 16
+  config.unet.norm_groups = 8
+  config.crop_size = 64
+  config.batch_size = 8
+  config.num_train_steps = 150
+  config.timestep_range = (1, 400)  # fusion looks at slight noise only
+  config.log_every_steps = 25
+  config.eval_every_steps = 75
+  config.sample_every_steps = 150
+  config.checkpoint_every_steps = 75
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 10
+  config.optimizer.decay = "cosine"
+  config.optimizer.clip_norm = 1.0
+  return config

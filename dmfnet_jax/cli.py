@@ -1,0 +1,252 @@
+"""The `dmfnet` command: parses, calls one function a sub-command, turns errors into exit codes.
+
+Only the standard library is imported before a sub-command runs, so that `dmfnet --help` and a
+mistyped option answer at once.
+
+Exit codes: 0 all done; 1 some pairs failed, or a step that does not fit (`preflight`); 2 wrong
+usage, or nothing could be done; 130 interrupted; 141 the reader of the output went away.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import dmfnet_jax
+from dmfnet_jax.errors import UserError
+
+_MAX_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32 and says nothing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: the arguments after the program's name; by default those of the process.
+
+  Returns:
+    The exit code. A user's mistake gives one line on stderr; any other exception is a bug and
+    keeps its traceback.
+  """
+  # Pillow's remarks on damaged files, whose errors we report, would stand between our own lines.
+  warnings.filterwarnings("ignore", module=r"PIL\.")
+  try:
+    code = _run(sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()  # here, so that a closed pipe is noticed inside this `try`
+    return code
+  except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
+    return stop.code if isinstance(stop.code, int) else 2
+  except UserError as error:
+    print(f"dmfnet: error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("dmfnet: interrupted", file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    if not _drop_closed_output():
+      raise  # another pipe than our output's: a bug or a lost worker process
+    return 141
+
+
+def _run(argv: Sequence[str]) -> int:
+  parser = build_parser()
+  args, rest = parser.parse_known_args(argv)
+  if rest and not getattr(args, "takes_overrides", False):
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+  args.overrides = rest
+  return int(args.function(args) or 0)
+
+
+def _drop_closed_output() -> bool:
+  """Tells whether the reader of stdout or stderr is gone, and if so silences that stream."""
+  dropped = False
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.write("\n")  # only a write can tell
+      stream.flush()
+    except BrokenPipeError:
+      # Python flushes once more when it ends: that flush must find somewhere to write to.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+      dropped = True
+  return dropped
+
+
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the whole command; each sub-command sets `function`."""
+  parser = argparse.ArgumentParser(
+    prog="dmfnet",
+    description="Fuses registered medical images: MRI (A) with CT, PET or SPECT (B).",
+    allow_abbrev=False,
+  )
+  parser.add_argument("--version", action="version", version=f"dmfnet {dmfnet_jax.__version__}")
+  commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+  def command(name: str, function: Callable[[argparse.Namespace], int | None], about: str):
+    sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    sub.set_defaults(function=function)
+    return sub
+
+  demo = command("demo", _demo, "Fuse an example pair with the released small model.")
+  demo.add_argument("--out", metavar="DIR", default="demo", help="folder to write to (%(default)s)")
+
+  fuse = command("fuse", _fuse, "Fuse two files, or all pairs of two folders.")
+  fuse.add_argument("a", metavar="A", help="MRI: a picture, or a folder of pictures")
+  fuse.add_argument(
+    "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
+  )
+  fuse.add_argument(
+    "-o", "--out", metavar="OUT", required=True, help="a file, or a folder for one STEM.png a pair"
+  )
+  fuse.add_argument(
+    "--model",
+    metavar="NAME|FILE|WORKDIR",
+    default="small",
+    help="a released model, a .safetensors file or a training workdir (%(default)s)",
+  )
+  fuse.add_argument("--seed", type=_whole(0, _MAX_SEED), default=0, help="of the noise (0)")
+  fuse.add_argument(
+    "--batch-size",
+    metavar="N",
+    type=_whole(1),
+    help="pairs fused at a time (by the pictures' size)",
+  )
+  fuse.add_argument(
+    "--samples",
+    metavar="K",
+    type=_whole(1),
+    help="fuse with K noise draws: writes their mean, and their standard deviation in grey levels "
+    "as STEM_std.tiff",
+  )
+  fuse.add_argument(
+    "--strict", action="store_true", help="do not start where a file has no partner"
+  )
+
+  evaluate = command("evaluate", _evaluate, "Compute the twelve fusion metrics of fused pictures.")
+  evaluate.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures")
+  evaluate.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures")
+  evaluate.add_argument("--fused", metavar="DIR", required=True, help="the fused pictures")
+  evaluate.add_argument("--json", metavar="FILE", help="also write the metrics of every pair here")
+
+  train = command("train", _train, "Train, or resume a training, with a config file.")
+  train.usage = "%(prog)s --config FILE.py --workdir DIR [--config.FIELD=VALUE ...]"
+  train.add_argument("--workdir", metavar="DIR", required=True, help="checkpoints and logs")
+  _add_config(train)
+
+  data = command("data", _data, "Prepare a dataset for training.")
+  steps = data.add_subparsers(title="steps", metavar="STEP", required=True)
+  about = "Read a dataset's sources once and write it in the form that training reads."
+  prepare = steps.add_parser("prepare", help=about, description=about, allow_abbrev=False)
+  prepare.add_argument("name", metavar="NAME", help="the dataset, such as mni_pairs")
+  prepare.add_argument("--data-dir", metavar="DIR", required=True, help="where to write it")
+  prepare.add_argument("--manual-dir", metavar="DIR", help="where its sources lie, if on disk")
+
+  convert = command("convert", _convert, "Convert the published PyTorch weights.")
+  convert.add_argument("--unet", metavar="UNET.pth", required=True, help="the UNet's file")
+  convert.add_argument("--fusion-head", metavar="HEAD.pth", required=True, help="the head's file")
+  convert.add_argument("-o", "--out", metavar="MODEL.safetensors", required=True, help="to write")
+
+  about = "Compile a config's training step for a TPU topology without a TPU: does it fit the chip?"
+  preflight = command("preflight", _preflight, about)
+  preflight.add_argument("--topology", metavar="NAME", required=True, help="such as v5e:16x16")
+  preflight.add_argument(
+    "--find-batch", action="store_true", help="look for the largest batch size that fits"
+  )
+  _add_config(preflight)
+  return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--config",
+    metavar="FILE.py",
+    required=True,
+    help="the recipe; --config.FIELD=VALUE sets one of its fields",
+  )
+  parser.set_defaults(takes_overrides=True)
+
+
+def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+  """Returns a parser of whole numbers within the bounds."""
+
+  def whole_number(text: str) -> int:
+    value = int(text)
+    if value < minimum or (maximum is not None and value > maximum):
+      bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+      raise argparse.ArgumentTypeError(f"{value} is out of range: {bounds}")
+    return value
+
+  return whole_number
+
+
+def _config_arguments(args: argparse.Namespace) -> list[str]:
+  """The config file and its overrides as `parse_config` takes them.
+
+  Raises:
+    UserError: among the remaining arguments is one that sets no config field.
+  """
+  takes_value = False
+  for argument in args.overrides:
+    is_override = argument.startswith("--config.")
+    if not is_override and not takes_value:
+      raise UserError(f"{argument}: no such option (a config field is set by --config.FIELD=VALUE)")
+    takes_value = is_override and "=" not in argument
+  return [f"--config={args.config}", *args.overrides]
+
+
+def _demo(args: argparse.Namespace) -> int | None:
+  from dmfnet_jax.demo import demo
+
+  return demo(args.out)
+
+
+def _fuse(args: argparse.Namespace) -> int | None:
+  from dmfnet_jax.inference.files import fuse_files
+
+  return fuse_files(
+    args.model,
+    args.a,
+    args.b,
+    args.out,
+    seed=args.seed,
+    batch_size=args.batch_size,
+    samples=args.samples,
+    strict=args.strict,
+  )
+
+
+def _evaluate(args: argparse.Namespace) -> int | None:
+  from dmfnet_jax.inference.evaluate import evaluate_folders
+
+  return evaluate_folders(args.a, args.b, args.fused, json_file=args.json)
+
+
+def _train(args: argparse.Namespace) -> None:
+  arguments = _config_arguments(args)
+  from dmfnet_jax.training.config import parse_config
+
+  config = parse_config(arguments)
+  from dmfnet_jax.training.loop import train_and_evaluate
+
+  # It returns the trained state, for callers in Python; here it is in the workdir.
+  train_and_evaluate(config, args.workdir)
+
+
+def _data(args: argparse.Namespace) -> None:
+  from dmfnet_jax.data.builders import prepare
+
+  prepare(args.name, args.data_dir, args.manual_dir)
+
+
+def _convert(args: argparse.Namespace) -> None:
+  from dmfnet_jax.interop.torch_weights import convert
+
+  convert(args.unet, args.fusion_head, args.out)
+
+
+def _preflight(args: argparse.Namespace) -> int | None:
+  arguments = _config_arguments(args)
+  from dmfnet_jax.training.config import parse_config
+  from dmfnet_jax.training.preflight import preflight
+
+  return preflight(parse_config(arguments), args.topology, args.find_batch)

@@ -1,0 +1,1 @@
+"""Reading pairs: TFDS builders, the Grain input pipeline, image files and colour."""

@@ -1,0 +1,298 @@
+"""The datasets: prepared once as ArrayRecord files, then read without TensorFlow.
+
+`prepare` writes a dataset with its TFDS builder (this needs TensorFlow); `open_source` opens what
+was written for random access (this does not). Every builder yields examples
+
+  {"a": uint8 [H, W, 1], "b": uint8 [H, W, 3], "name": text, "modality": text}
+
+where a is the MRI's luma, b the other picture (grey ones have three equal channels), `name` is
+unique in the dataset and `modality` is "CT", "PET", "SPECT" or "other".
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmfnet_jax.data.color import rgb_to_luma
+from dmfnet_jax.data.images import list_images, read_image
+from dmfnet_jax.errors import UserError
+
+_LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
+
+# Name -> builder class, in the module `dmfnet_jax.data.builders.NAME`.
+BUILDERS = {
+  "harvard_mmif": "HarvardMmif",
+  "mni_pairs": "MniPairs",
+  "paired_folder": "PairedFolder",
+}
+
+
+def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):
+  """Writes a dataset under `data_dir/name/VERSION` and prints how many examples each split has.
+
+  The files are written into a folder named `incomplete.*`, which is renamed when everything is
+  there: an interrupted preparation leaves nothing that could be taken for a prepared dataset. A
+  dataset that is there already is left as it is.
+
+  Args:
+    name: One of `BUILDERS`.
+    data_dir: Root of the prepared datasets; made if missing.
+    manual_dir: Folder with the user's own pictures, for the builders that need one.
+    **options: Arguments of the builder's class.
+
+  Returns:
+    A dict from split name to its number of examples.
+
+  Raises:
+    UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.
+  """
+  builder_class = _builder_class(name)
+  builder = builder_class(data_dir=str(data_dir), file_format="array_record", **options)
+  folder = builder.data_dir
+  if (builder.data_path / _LAST_FILE).exists():
+    print(
+      f"{name} {builder.version} is prepared already in {folder}; delete that folder to redo it."
+    )
+  else:
+    if manual_dir is not None and not Path(manual_dir).is_dir():
+      raise UserError(f"no such folder: {manual_dir}")
+    _require_tensorflow()
+    _download_and_prepare(builder, manual_dir)
+    print(f"Prepared {name} {builder.version} in {folder}")
+  for note in getattr(builder, "notes", ()):
+    print(f"  note: {note}")
+  counts = {split: info.num_examples for split, info in builder.info.splits.items()}
+  for split, count in counts.items():
+    print(f"  {split}: {count} examples")
+  return counts
+
+
+class PreparedSource(Sequence):
+  """Random access to the decoded examples of one split; see the module's docstring.
+
+  `name` and `modality` of an example are bytes. In another process a copy opens the files anew.
+
+  Attributes:
+    name: Dataset, version and split, such as "harvard_mmif/1.0.0 train".
+  """
+
+  def __init__(self, folder: str, split: str):
+    """Opens a split; `open_source` finds the folder.
+
+    Args:
+      folder: The folder of one version.
+      split: A split's name, or a slice of one.
+
+    Raises:
+      UserError: There is no such split.
+    """
+    self._arguments = (folder, split)
+    with _no_masked_tensorflow():
+      import tensorflow_datasets as tfds
+
+      builder = tfds.builder_from_directory(folder)
+      splits = list(builder.info.splits)
+      if re.split(r"[\[+]", split)[0] not in splits:
+        raise UserError(f"no split {split!r} in {folder}; it has {', '.join(splits)}")
+      self.name = f"{builder.info.full_name} {split}"
+      self._source = builder.as_data_source(split)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, record):
+    return self._source[range(len(self))[record]]
+
+  def __reduce__(self):
+    return PreparedSource, self._arguments
+
+
+def open_source(name: str, data_dir: str | Path, split: str = "train") -> PreparedSource:
+  """Opens a prepared dataset for random access, without TensorFlow.
+
+  Args:
+    name: One of `BUILDERS`.
+    data_dir: Root of the prepared datasets: a local or mounted folder, or a `gs://` address where
+      `gcsfs` is installed. The newest version there is read.
+    split: A split's name, or a slice of one in TFDS's notation, such as `train[:10%]`.
+
+  Returns:
+    A picklable sequence of decoded examples.
+
+  Raises:
+    UserError: The name is unknown, nothing is prepared there, or it has no such split.
+  """
+  from etils import epath
+
+  _check_name(name)
+  try:
+    versions = _prepared_versions(epath.Path(data_dir).expanduser() / name)
+  except ImportError as error:
+    raise UserError(
+      f"cannot open {data_dir}: {error}. Install gcsfs, or mount the bucket as a folder."
+    ) from error
+  if not versions:
+    command = f"dmfnet data prepare {name} --data-dir {data_dir}"
+    if name != "mni_pairs":
+      command += " --manual-dir FOLDER"
+    raise UserError(f"no prepared dataset {name!r} in {data_dir}; prepare it with: {command}")
+
+  return PreparedSource(os.fspath(versions[-1]), split)
+
+
+def pair_features():
+  """The feature dict that every builder declares."""
+  import tensorflow_datasets as tfds
+
+  return tfds.features.FeaturesDict(
+    {
+      "a": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+      "b": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+      "name": tfds.features.Text(),
+      "modality": tfds.features.Text(),
+    }
+  )
+
+
+def match_stems(a_dir: Path, b_dir: Path) -> dict[str, tuple[Path, Path]]:
+  """Pairs the pictures of two folders by file stem.
+
+  Args:
+    a_dir: Folder of the A pictures.
+    b_dir: Folder of the B pictures.
+
+  Returns:
+    A dict from stem to (A's path, B's path), sorted by stem.
+
+  Raises:
+    UserError: A folder is missing, or a picture has no partner.
+  """
+  for folder in (a_dir, b_dir):
+    if not folder.is_dir():
+      raise UserError(f"no such folder: {folder}")
+  a_files, b_files = list_images(a_dir), list_images(b_dir)
+  for files, others, folder in ((a_files, b_files, b_dir), (b_files, a_files, a_dir)):
+    lonely = sorted(set(files) - set(others))
+    if lonely:
+      more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
+      raise UserError(f"{files[lonely[0]]} has no partner of the same stem in {folder}{more}")
+  return {stem: (a_files[stem], b_files[stem]) for stem in sorted(a_files)}
+
+
+def read_pair(a_path: Path, b_path: Path) -> tuple[np.ndarray, np.ndarray]:
+  """Reads one pair as the builders store it.
+
+  Args:
+    a_path: Picture A; colour is reduced to BT.601 luma.
+    b_path: Picture B; grey is repeated into three channels.
+
+  Returns:
+    a: uint8 [H, W, 1]; b: uint8 [H, W, 3].
+
+  Raises:
+    UserError: A file cannot be read, or the two differ in size.
+  """
+  a, b = read_image(a_path), read_image(b_path)
+  if a.shape[:2] != b.shape[:2]:
+    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (a, b)]
+    raise UserError(f"{a_path} is {sizes[0]} but {b_path} is {sizes[1]}: a pair must be registered")
+  if a.ndim == 3:
+    a = rgb_to_luma(a)
+  if b.ndim == 2:
+    b = np.repeat(b[..., None], 3, axis=-1)
+  return a[..., None], b
+
+
+def manual_folder(builder, dl_manager) -> Path:
+  """The user's folder that TFDS was given.
+
+  Args:
+    builder: The builder that asks; its MANUAL_DOWNLOAD_INSTRUCTIONS say what to give.
+    dl_manager: TFDS's download manager.
+
+  Returns:
+    An existing folder that is not empty.
+
+  Raises:
+    UserError: It was not given, or is empty.
+  """
+  try:
+    return Path(dl_manager.manual_dir)
+  except AssertionError as error:
+    raise UserError(
+      f"{builder.name} needs --manual-dir FOLDER with your pictures in it. "
+      f"{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    ) from error
+
+
+def _check_name(name: str) -> None:
+  if name not in BUILDERS:
+    raise UserError(f"unknown dataset {name!r}; known ones: {', '.join(sorted(BUILDERS))}")
+
+
+def _builder_class(name: str) -> type:
+  _check_name(name)
+  return getattr(importlib.import_module(f"{__name__}.{name}"), BUILDERS[name])
+
+
+def _require_tensorflow() -> None:
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or its start-up notes fill the screen
+  try:
+    import tensorflow  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      "preparing a dataset needs TensorFlow, which cannot be imported here "
+      f"({error}); install it with: pip install tensorflow-cpu"
+    ) from error
+
+
+def _download_and_prepare(builder, manual_dir: str | Path | None) -> None:
+  import tensorflow_datasets as tfds
+
+  config = tfds.download.DownloadConfig(
+    manual_dir=str(manual_dir) if manual_dir is not None else None
+  )
+  # TFDS announces its progress on standard output, which is for our own answer. It makes a folder
+  # for downloads even where, as here, nothing is downloaded.
+  with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as downloads:
+    try:
+      builder.download_and_prepare(
+        download_dir=downloads, download_config=config, file_format="array_record"
+      )
+    except OSError as error:
+      raise UserError(f"cannot prepare {builder.name} in {builder.data_dir}: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_masked_tensorflow() -> Iterator[None]:
+  """Lifts `sys.modules["tensorflow"] = None`, with which tests hide TensorFlow, for a while.
+
+  TFDS does not import TensorFlow to read, but it takes that entry for TensorFlow being in use.
+  """
+  masked = "tensorflow" in sys.modules and sys.modules["tensorflow"] is None
+  if masked:
+    del sys.modules["tensorflow"]
+  try:
+    yield
+  finally:
+    if masked:
+      sys.modules["tensorflow"] = None  # type: ignore[assignment]
+
+
+def _prepared_versions(folder) -> list[Any]:
+  """Version folders with a complete dataset, oldest first."""
+  if not folder.is_dir():
+    return []
+  found = []
+  for child in folder.iterdir():
+    if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and (child / _LAST_FILE).exists():
+      found.append(child)
+  return sorted(found, key=lambda child: tuple(map(int, child.name.split("."))))

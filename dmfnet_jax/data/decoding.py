@@ -1,0 +1,150 @@
+"""Decoding of picture files: what the many kinds of PNG, JPEG, TIFF and BMP mean in 8 bits.
+
+A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. How files map to it:
+
+| in the file | read as |
+|---|---|
+| 8-bit grey or RGB | as it is |
+| 1-bit | 0 and 255 |
+| palette | RGB |
+| CMYK, YCbCr | RGB, by Pillow's conversion (no colour profile is applied) |
+| transparency (alpha channel, or a transparent colour) | laid over black, then dropped |
+| 16-bit grey | value / 257, rounded: the full 16-bit range becomes the full 8-bit range |
+| grey TIFF of 9 to 15 bits | the same, from its own full range |
+| 16-bit RGB | the high byte, which is all that Pillow decodes: within one level of value / 257 |
+| float TIFF | must lie in [0, 1]; value * 255, rounded |
+| signed integers, 32-bit integers, float outside [0, 1] | refused: they have no agreed white |
+| more than one page or frame | refused |
+
+Geometry: row and column order are kept, and an EXIF orientation, which says that the stored rows
+are not the rows as seen, is applied.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+
+
+class DecodeError(Exception):
+  """Why a file's content is no picture that we can use: one line, without the file's name."""
+
+
+def decode(data: bytes) -> np.ndarray:
+  """Decodes the content of one file; what it is follows from the content.
+
+  Args:
+    data: the whole file.
+
+  Returns:
+    uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one.
+
+  Raises:
+    DecodeError: it is broken, or of a kind that is refused.
+  """
+  if not data:
+    raise DecodeError("the file is empty")
+  try:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+      return _decode(image)
+  except DecodeError:
+    raise
+  except Image.UnidentifiedImageError as error:
+    raise DecodeError("not a readable PNG, JPEG, TIFF or BMP picture") from error
+  except Image.DecompressionBombError as error:
+    raise DecodeError(_too_large(f"more than {2 * MAX_PIXELS}")) from error
+  except Exception as error:
+    # Pillow's decoders answer broken files with anything from SyntaxError to struct.error.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in reason.lower():  # Pillow adds how many bytes its buffer held
+      reason = "the file is truncated"
+    raise DecodeError(f"broken picture: {reason}") from error
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+  """Returns the array of an opened file."""
+  if image.width * image.height > MAX_PIXELS:
+    raise DecodeError(_too_large(f"{image.width} x {image.height}"))
+  # A camera's JPEG (MPO) may carry previews as further frames; the first is the picture.
+  if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    frames = getattr(image, "n_frames", 1)
+    raise DecodeError(f"holds {frames} pages or frames: save each as a file of its own")
+  tags = getattr(image, "tag_v2", {})
+  if 2 in tags.get(_TIFF_SAMPLE_FORMAT, ()):
+    raise DecodeError("holds signed integers, which have no agreed white: save as 8 or 16 bits")
+  bits = max(tags.get(_TIFF_BITS, (16,)))
+  white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
+  image.load()
+  orientation = _orientation(image)
+  if orientation in _UPRIGHT:
+    image = _keep_format(image, image.transpose(_UPRIGHT[orientation]))
+
+  if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    return _from_deep_grey(np.asarray(image), bits, white_is_zero)
+  if image.mode == "I":
+    raise DecodeError("holds 32-bit integers, which have no agreed white: save as 8 or 16 bits")
+  if image.mode == "F":
+    return _from_float_grey(np.asarray(image))
+  if image.mode == "1" or (image.mode == "L" and not image.has_transparency_data):
+    return np.array(image.convert("L"))
+  if image.mode in ("L", "LA", "La"):
+    return _over_black(np.asarray(image.convert("LA")))[..., 0]
+  if image.has_transparency_data:
+    return _over_black(np.asarray(image.convert("RGBA")))
+  return np.array(image.convert("RGB"))
+
+
+def _from_deep_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.ndarray:
+  """Scales grey of 9 to 16 bits by its full range; Pillow leaves an inverted TIFF to us."""
+  white = (1 << bits) - 1
+  grey = (values.astype(np.int64) * 255 * 2 + white) // (2 * white)
+  return (255 - grey if white_is_zero else grey).astype(np.uint8)
+
+
+def _from_float_grey(values: np.ndarray) -> np.ndarray:
+  low, high = float(np.min(values)), float(np.max(values))
+  if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
+    raise DecodeError(f"holds float values {low:g} to {high:g}: scale them to [0, 1]")
+  return np.rint(values * np.float32(255)).astype(np.uint8)
+
+
+def _over_black(image: np.ndarray) -> np.ndarray:
+  """Lays uint8 [H, W, C + 1], alpha last, over black: uint8 [H, W, C]."""
+  colour, alpha = image[..., :-1].astype(np.int32), image[..., -1:].astype(np.int32)
+  return ((colour * alpha * 2 + 255) // 510).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+  """The EXIF orientation that Pillow has not applied yet (it does so itself for TIFF)."""
+  if image.format == "TIFF":
+    return 1
+  try:
+    return image.getexif().get(_EXIF_ORIENTATION, 1)
+  except Exception:  # a broken EXIF block says nothing about the picture itself
+    return 1
+
+
+def _keep_format(source: Image.Image, turned: Image.Image) -> Image.Image:
+  turned.format = source.format  # Pillow forgets it in every operation
+  return turned
+
+
+def _too_large(size: str) -> str:
+  return f"{size} pixels, over the limit of {MAX_PIXELS}: cut it into tiles"

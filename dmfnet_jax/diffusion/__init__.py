@@ -1,0 +1,1 @@
+"""The diffusion process: noise schedules and Gaussian diffusion, as pure functions."""

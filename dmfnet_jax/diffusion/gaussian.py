@@ -1,0 +1,112 @@
+"""Gaussian diffusion with a continuous noise level (SPEC, Noise schedule).
+
+Images are [B, H, W, 1] float32 in [-1, 1]. A `denoise_fn(x_t, noise_level)` takes such images and
+noise levels [B] = sqrt(alpha_bar), and predicts the clean images x_start. Keys are [B]: one an
+example, so that a sample does not depend on the batch in which it is drawn.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmfnet_jax.diffusion.schedule import NoiseSchedule
+
+Array = jax.Array
+DenoiseFn = Callable[[Array, Array], Array]
+
+
+def normal_per_example(keys: Array, shape: tuple[int, ...]) -> Array:
+  """Draws standard normal noise [B, *shape], example by example from `keys` [B]."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def q_sample(x_start: Array, noise_level: Array, noise: Array) -> Array:
+  """Noises clean images: x_noisy = g x_start + sqrt(1 - g^2) noise.
+
+  Args:
+    x_start: [..., H, W, C] clean images.
+    noise_level: g, of the leading shape [...].
+    noise: standard normal noise of x_start's shape.
+  """
+  g = jnp.reshape(noise_level, (*jnp.shape(noise_level), 1, 1, 1))
+  return g * x_start + jnp.sqrt(1 - g**2) * noise
+
+
+def q_posterior(
+  schedule: NoiseSchedule, x_start: Array, x_t: Array, i: Array | int
+) -> tuple[Array, Array]:
+  """Mean and log-variance of q(x_{i-1} | x_i, x_start) at the 0-based step i in 0..T-1."""
+  mean = schedule.posterior_mean_x_start[i] * x_start + schedule.posterior_mean_x_t[i] * x_t
+  return mean, schedule.posterior_log_variance[i]
+
+
+def p_mean_log_variance(
+  schedule: NoiseSchedule, denoise_fn: DenoiseFn, x_t: Array, i: Array | int
+) -> tuple[Array, Array]:
+  """Mean and log-variance of the model's reverse step at the 0-based step i.
+
+  The model is conditioned on G[i + 1]; its x_start is clipped to [-1, 1].
+  """
+  noise_level = jnp.full(x_t.shape[:1], schedule.noise_levels[i + 1])
+  x_start = jnp.clip(denoise_fn(x_t, noise_level), -1, 1)
+  return q_posterior(schedule, x_start, x_t, i)
+
+
+def ancestral_sample(
+  schedule: NoiseSchedule,
+  denoise_fn: DenoiseFn,
+  x_t: Array,
+  keys: Array,
+  *,
+  first_step: int | None = None,
+) -> Array:
+  """Ancestral sampling from x_t at the 0-based step `first_step` (default T-1) down to x_0.
+
+  Args:
+    schedule: the noise schedule that the model was trained on.
+    denoise_fn: predicts x_start.
+    x_t: [B, H, W, 1] noise, or images noised to `first_step`.
+    keys: [B] PRNG keys.
+    first_step: where to begin, in 0..T-1.
+  """
+  start = schedule.num_timesteps - 1 if first_step is None else first_step
+
+  def step(k: Array, x: Array) -> Array:
+    i = start - k
+    mean, log_variance = p_mean_log_variance(schedule, denoise_fn, x, i)
+    noise = normal_per_example(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
+    return mean + jnp.where(i > 0, jnp.exp(0.5 * log_variance), 0.0) * noise
+
+  return jax.lax.fori_loop(0, start + 1, step, x_t)
+
+
+def ddim_sample(
+  schedule: NoiseSchedule,
+  denoise_fn: DenoiseFn,
+  x_t: Array,
+  *,
+  num_steps: int,
+  first_step: int | None = None,
+) -> Array:
+  """Deterministic DDIM sampling (Song et al. 2021, arXiv 2010.02502, eta = 0).
+
+  Args:
+    schedule: the noise schedule that the model was trained on.
+    denoise_fn: predicts x_start.
+    x_t: [B, H, W, 1] noise, or images noised to `first_step`.
+    num_steps: model evaluations, spread evenly over 0..first_step.
+    first_step: the 0-based step of x_t (default T-1).
+  """
+  start = schedule.num_timesteps - 1 if first_step is None else first_step
+  # Indices into noise_levels, from x_t's down to 0, where the noise level is 1 (no noise).
+  times = jnp.asarray(np.round(np.linspace(start + 1, 0, num_steps + 1)).astype(np.int32))
+
+  def step(k: Array, x: Array) -> Array:
+    g, g_next = schedule.noise_levels[times[k]], schedule.noise_levels[times[k + 1]]
+    x_start = jnp.clip(denoise_fn(x, jnp.full(x.shape[:1], g)), -1, 1)
+    noise = (x - g * x_start) / jnp.sqrt(1 - g**2)
+    return g_next * x_start + jnp.sqrt(1 - g_next**2) * noise
+
+  return jax.lax.fori_loop(0, num_steps, step, x_t)

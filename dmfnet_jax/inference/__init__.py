@@ -1,0 +1,1 @@
+"""Fusing pictures: features, the compiled batched engine, models, files and their evaluation."""

@@ -1,0 +1,154 @@
+"""The public model object: loads, fuses arrays, keeps colour."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from dmfnet_jax import weights
+from dmfnet_jax.data import color
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference.engine import Engine, pair_keys
+
+
+class DMFNet:
+  """A trained DM-FNet.
+
+  Attributes:
+    params: {"unet": ..., "fusion_head": ...}, a pytree of float32 arrays.
+    config: the model config: `unet`, `fusion_head` and `features`.
+  """
+
+  def __init__(self, params: dict[str, Any], config: dict[str, Any], **engine_options: Any):
+    self.params = params
+    self.config = config
+    self._engine = Engine(params, config, **engine_options)
+
+  def fuse(
+    self,
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    samples: int | None = None,
+  ) -> Any:
+    """Fuses one pair or a batch of pairs.
+
+    Args:
+      a: the MRI: [H, W] or [B, H, W], uint8 or float in [-1, 1].
+      b: the other modality: of a's shape, or with a last axis of 3 (RGB); of a's kind of dtype.
+      seed: the noise is drawn from (seed, name), so the same call gives the same picture.
+      names: [B] names of the pairs (or one string for one pair); by default all are "", so a
+        picture is the same alone and in a batch.
+      samples: fuse K times with other noise and return the mean and the deviation.
+
+    Returns:
+      The fused images, of b's shape and of the inputs' kind of dtype (uint8 or float32 in
+      [-1, 1]); coloured where b is: b's chroma with the fused luma. With `samples`, a tuple of
+      the mean image and the per-pixel standard deviation of the luma in grey levels 0..255
+      (float32, a's shape).
+
+    Raises:
+      UserError: shapes, dtypes or names that do not go together.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    _check(a, b)
+    if a.ndim == 2:
+      one_name = None if names is None else [names] if isinstance(names, str) else names
+      result = self.fuse(a[None], b[None], seed=seed, names=one_name, samples=samples)
+      return result[0] if samples is None else (result[0][0], result[1][0])
+    if names is None:
+      names = [""] * len(a)
+    if len(names) != len(a):
+      raise UserError(f"{len(names)} names for {len(a)} pairs: give one name a pair")
+    if samples is not None and samples < 1:
+      raise UserError(f"samples must be at least 1, got {samples}")
+
+    luma_a, luma_b = _to_signed(a), _to_signed(_luma(b))
+    draws = []
+    for draw in range(samples or 1):
+      draws.append(self._engine.fuse(luma_a, luma_b, pair_keys(seed, names, draw)))
+    fused = np.stack([np.asarray(draw) for draw in draws])
+    image = _with_color(fused.mean(0), b)
+    return image if samples is None else (image, fused.std(0) * 127.5)
+
+  def fuse_noisy(self, noisy_a: Any, noisy_b: Any, noise_levels: Any) -> jax.Array:
+    """Fuses noised sources: [T, B, H, W, 1] twice and [T] levels to [B, H, W, 1] float32.
+
+    No randomness, no padding and no colour: for parity tests and research.
+    """
+    return self._engine.fuse_noisy(noisy_a, noisy_b, noise_levels)
+
+
+def load_model(model: str | epath.PathLike, **engine_options: Any) -> DMFNet:
+  """Loads a released name, a `.safetensors` file or a Stage II training workdir.
+
+  Args:
+    model: what to load; an existing path wins over a released name.
+    **engine_options: `compute_dtype` and `passes_per_step` of the `Engine`.
+
+  Raises:
+    UserError: nothing of that name, a damaged file, or a workdir without a Stage II checkpoint.
+  """
+  path = epath.Path(model)
+  if path.is_dir():
+    from dmfnet_jax.training.checkpoint import load_trained
+
+    params, config = load_trained(path)
+  elif path.suffix == ".safetensors" or path.is_file():
+    params, config = weights.read_weights(path)
+  else:
+    params, config = weights.read_weights(weights.released_path(str(model)))
+  missing = {"unet", "fusion_head"} - params.keys()
+  if missing:
+    raise UserError(
+      f"{model} has no {' and no '.join(sorted(missing))}: fusing needs a model of Stage II"
+    )
+  return DMFNet(params, config, **engine_options)
+
+
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+  shape_b = b.shape[:-1] if b.ndim == a.ndim + 1 and b.shape[-1] == 3 else b.shape
+  if a.ndim not in (2, 3) or shape_b != a.shape:
+    raise UserError(
+      f"a must be [H, W] or [B, H, W] and b of the same shape (or with 3 colours last), "
+      f"got {a.shape} and {b.shape}"
+    )
+  if 0 in a.shape:
+    raise UserError(f"an image without pixels: a has the shape {a.shape}")
+  kinds = [x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating) for x in (a, b)]
+  if not all(kinds) or (a.dtype == np.uint8) != (b.dtype == np.uint8):
+    raise UserError(f"a and b must both be uint8 or both float, got {a.dtype} and {b.dtype}")
+  for name, x in (("a", a), ("b", b)):
+    # Tolerates rounding; anything else is an image in another range, such as 0..255 floats.
+    if x.dtype != np.uint8 and not (x.min() >= -1.001 and x.max() <= 1.001):
+      raise UserError(f"{name} is float and must lie in [-1, 1], got {x.min()} to {x.max()}")
+
+
+def _luma(b: np.ndarray) -> np.ndarray:
+  if b.ndim == 3:
+    return b
+  if b.dtype == np.uint8:
+    return color.rgb_to_luma(b)
+  return b @ np.array([0.299, 0.587, 0.114], b.dtype)
+
+
+def _to_signed(x: np.ndarray) -> np.ndarray:
+  if x.dtype == np.uint8:
+    return x.astype(np.float32) / 255 * 2 - 1
+  return x.astype(np.float32)
+
+
+def _with_color(fused: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Gives fused luma [B, H, W] in [-1, 1] b's chroma and b's kind of dtype."""
+  fused = np.clip(fused, -1, 1)
+  if b.dtype == np.uint8:
+    grey = np.round((fused + 1) / 2 * 255).astype(np.uint8)
+    return grey if b.ndim == 3 else color.replace_luma(b, grey)
+  if b.ndim == 3:
+    return fused
+  # With Cb and Cr kept, a change of luma is the same change of red, green and blue.
+  return np.clip(b + (fused - _luma(b))[..., None], -1, 1).astype(np.float32)

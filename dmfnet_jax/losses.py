@@ -1,0 +1,107 @@
+"""Losses of both stages (SPEC, Stage I and Stage II). Images are [B, H, W, 1] float32, [-1, 1].
+
+Every loss returns one value an image, [B]: the mean over a batch, a mask for padded examples and
+the average over devices are the caller's.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+
+_PER_IMAGE = (1, 2, 3)
+
+
+def denoising_loss(x_start: Array, predicted: Array) -> Array:
+  """Stage I: mean squared error between the clean image and the prediction, [B]."""
+  return jnp.mean((predicted - x_start) ** 2, axis=_PER_IMAGE)
+
+
+def _abs(x: Array) -> Array:
+  """|x| with derivative 0 at 0, as torch has it.
+
+  `jnp.abs` has 1 there, which would pull where nothing is wrong: on a black background the fused
+  image ties with its sources exactly.
+  """
+  return x * jnp.sign(x)
+
+
+def _filter(x: Array, kernel: np.ndarray) -> Array:
+  """Correlates [B, H, W, 1] with a 2-D kernel; zero-padded to the same size."""
+  weights = jnp.asarray(kernel, jnp.float32)[:, :, None, None]
+  pad = [(k // 2, k // 2) for k in kernel.shape]
+  return lax.conv_general_dilated(
+    x,
+    weights,
+    (1, 1),
+    pad,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def sobel_gradient(x: Array) -> Array:
+  """|Sobel_x| + |Sobel_y|, zero-padded; [B, H, W, 1]."""
+  smooth, difference = np.array([[1.0, 2.0, 1.0]]), np.array([[-1.0, 0.0, 1.0]])
+  # Both kernels are separable; two one-dimensional passes cost less than one of 3x3.
+  horizontal = _filter(_filter(x, difference), smooth.T)
+  vertical = _filter(_filter(x, smooth), difference.T)
+  return _abs(horizontal) + _abs(vertical)
+
+
+def _gaussian_blur(x: Array, window: int = 11, sigma: float = 1.5) -> Array:
+  offsets = np.arange(window) - window // 2
+  kernel = np.exp(-(offsets**2) / (2 * sigma**2))[None]
+  kernel /= kernel.sum()
+  return _filter(_filter(x, kernel), kernel.T)
+
+
+def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
+  """The structure term of SSIM against the locally stronger source, [B], in about [-1, 1].
+
+  At each pixel (2 cov(F, X) + C2) / (var F + var X + C2) under a Gaussian window of 11 pixels
+  (sigma 1.5, zero-padded), X being A where A's standard deviation is at least B's, else B.
+  """
+  c2 = 0.03**2
+  stacked = jnp.concatenate(
+    [fused, a, b, fused**2, a**2, b**2, fused * a, fused * b], axis=0
+  )  # one pass of the filter over all eight
+  mean_f, mean_a, mean_b, ff, aa, bb, fa, fb = jnp.split(_gaussian_blur(stacked), 8, axis=0)
+  var_f = ff - mean_f**2
+  var_a, var_b = aa - mean_a**2, bb - mean_b**2
+  cov_a, cov_b = fa - mean_f * mean_a, fb - mean_f * mean_b
+  structure_a = (2 * cov_a + c2) / (var_f + var_a + c2)
+  structure_b = (2 * cov_b + c2) / (var_f + var_b + c2)
+  return jnp.mean(jnp.where(var_a >= var_b, structure_a, structure_b), axis=_PER_IMAGE)
+
+
+def fusion_loss(
+  fused: Array,
+  a: Array,
+  b: Array,
+  *,
+  intensity_weight: float = 1.5,
+  gradient_weight: float = 1.0,
+  ssim_weight: float = 0.5,
+) -> tuple[Array, dict[str, Array]]:
+  """Stage II: intensity, gradient and structure of the fused image (SPEC, Loss).
+
+  Args:
+    fused: [B, H, W, 1] the head's output F.
+    a: [B, H, W, 1] the MRI.
+    b: [B, H, W, 1] the other modality's luma.
+    intensity_weight: weight of mean |F - max(A, B)|.
+    gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
+    ssim_weight: weight of 1 - S, `structure_similarity`.
+
+  Returns:
+    The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself).
+  """
+  intensity = jnp.mean(_abs(fused - jnp.maximum(a, b)), axis=_PER_IMAGE)
+  target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
+  gradient = jnp.mean(_abs(sobel_gradient(fused) - target), axis=_PER_IMAGE)
+  ssim = structure_similarity(fused, a, b)
+  loss = intensity_weight * intensity + gradient_weight * gradient + ssim_weight * (1 - ssim)
+  return loss, {"intensity": intensity, "gradient": gradient, "ssim": ssim}

@@ -1,0 +1,82 @@
+"""Reads a config file and its overrides from the command line."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from dmfnet_jax import configs
+from dmfnet_jax.errors import UserError
+
+_INSTALLED = Path(configs.__file__).parent
+
+
+def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+  """Parses `--config FILE [--config.field=value ...]`.
+
+  A path that does not exist is looked for among the configs that are installed with the package,
+  so `configs/small_stage1.py` works outside a checkout too.
+
+  Args:
+    arguments: the command line's words.
+
+  Returns:
+    The locked config.
+
+  Raises:
+    UserError: no such file, a field that the config does not have, a value of another type.
+  """
+  arguments = _join_config_flag(arguments)
+  values = flags.FlagValues()
+  words = ["dmfnet train", *arguments]
+  config_flags.DEFINE_config_file(
+    "config", None, "The config file.", flag_values=values, sys_argv=words
+  )
+  try:
+    rest = values(words)[1:]
+    if rest:
+      raise UserError(f"unexpected argument {rest[0]!r}: overrides are --config.FIELD=VALUE")
+    config = values.config
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise UserError(f"in the config: {_one_line(error)}") from error
+  if config is None:
+    raise UserError("give a config file, such as --config configs/tiny_stage1.py")
+  return config
+
+
+def _join_config_flag(arguments: Sequence[str]) -> list[str]:
+  """Turns `--config FILE` into one word, with the file's path resolved."""
+  words: list[str] = []
+  rest = iter(arguments)
+  for word in rest:
+    if word == "--config":
+      word = f"--config={next(rest, '')}"
+    if word.startswith("--config="):
+      word = f"--config={_find(word.removeprefix('--config='))}"
+    words.append(word)
+  return words
+
+
+def _find(name: str) -> Path:
+  path = Path(name)
+  # configs/ablations/x.py is installed as <package>/configs/ablations/x.py
+  tail = path.parts[path.parts.index("configs") + 1 :] if "configs" in path.parts else path.parts
+  candidates = [path, _INSTALLED.joinpath(*tail)]
+  for candidate in candidates:
+    if candidate.is_file():
+      return candidate
+  known = sorted(p.relative_to(_INSTALLED).as_posix() for p in _INSTALLED.rglob("*stage*.py"))
+  raise UserError(f"no config file {name!r}; installed configs: {', '.join(known) or 'none'}")
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error)
+  near = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
+  if near:
+    return f"there is no field {near[2]!r}; did you mean {near[1]!r}?"
+  if isinstance(error, KeyError | AttributeError):
+    return f"there is no field {text.strip(chr(34) + chr(39))!r}"
+  return " ".join(text.split())

@@ -1,0 +1,77 @@
+"""Metrics of a run: `metrics.jsonl` always, TensorBoard where TensorFlow is installed."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+
+class MetricWriter:
+  """Writes scalars and pictures of a run from process 0; other processes write nothing.
+
+  Args:
+    workdir: the run's folder.
+    first_step: the step from which the run goes on. Later lines of an earlier attempt are dropped
+      from `metrics.jsonl`, so the file reads like that of an uninterrupted run.
+  """
+
+  def __init__(self, workdir: epath.Path, first_step: int = 0):
+    self._path = workdir / "metrics.jsonl"
+    self._lines: list[str] = []
+    self._tensorboard = None
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    if self._path.exists():
+      lines = self._path.read_text().splitlines()
+      self._lines = [line for line in lines if _step_of(line) <= first_step]
+    # clu.metric_writers imports TensorFlow and TensorBoard; training must run without them.
+    if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
+      from clu import metric_writers
+
+      self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+    else:
+      logging.info("No TensorFlow or TensorBoard here: metrics go to metrics.jsonl only.")
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends one line {"step": step, name: value, ...}; values must be finite to be JSON."""
+    if not self._active:
+      return
+    values = {
+      name: float(value) if np.isfinite(value) else None for name, value in scalars.items()
+    }
+    self._lines.append(json.dumps({"step": step, **values}))
+    self.flush()
+    if self._tensorboard:
+      self._tensorboard.write_scalars(step, {k: float(v) for k, v in scalars.items()})
+
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Shows a uint8 [H, W, C] picture in TensorBoard."""
+    if self._tensorboard:
+      self._tensorboard.write_images(step, {name: image[None]})
+
+  def flush(self) -> None:
+    """Makes what was written visible to readers, whole lines only."""
+    if self._active:
+      temporary = self._path.with_name(".metrics.jsonl.partial")
+      temporary.write_text("".join(line + "\n" for line in self._lines))
+      temporary.replace(self._path)
+    if self._tensorboard:
+      self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Ends the run's files."""
+    self.flush()
+    if self._tensorboard:
+      self._tensorboard.close()
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError):
+    return float("inf")  # a damaged line: dropped

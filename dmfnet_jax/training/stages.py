@@ -1,0 +1,135 @@
+"""What each stage trains: its networks, parameters and loss, built from a config."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+
+from dmfnet_jax import models, weights
+from dmfnet_jax.diffusion.schedule import make_schedule
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.training import steps
+from dmfnet_jax.training.checkpoint import STAGE1_FILE, load_trained
+
+Array = jax.Array
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that cannot be trained on these devices.
+
+  Raises:
+    UserError: one line that names the field.
+  """
+  devices = jax.device_count()
+  if config.batch_size < 1 or config.batch_size % devices:
+    raise UserError(
+      f"config.batch_size={config.batch_size} is global and must be a multiple of the "
+      f"{devices} devices"
+    )
+  if config.compute_dtype not in ("float32", "bfloat16"):
+    raise UserError(
+      f"config.compute_dtype is 'float32' or 'bfloat16', not {config.compute_dtype!r}"
+    )
+  if config.crop_size < 16 or config.crop_size % 16:
+    raise UserError(f"config.crop_size={config.crop_size} must be a multiple of 16")
+  for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
+    if config[name] < 1:
+      raise UserError(f"config.{name}={config[name]} must be at least 1")
+  if config.stage == 1:
+    for multiplier in config.unet.multipliers:
+      if config.unet.width * multiplier % config.unet.norm_groups:
+        raise UserError(
+          f"config.unet.norm_groups={config.unet.norm_groups} must divide the width "
+          f"{config.unet.width * multiplier}"
+        )
+
+
+def load_stage1(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> tuple[ml_collections.ConfigDict, Any]:
+  """Finds Stage II's UNet, and keeps a copy of it in the workdir.
+
+  Args:
+    config: a Stage II config; its `stage1` names a workdir, a model file or a released model.
+    workdir: Stage II's workdir; its own copy wins, so that a resumed run has the same UNet.
+
+  Returns:
+    The config with the UNet's section added, and the UNet's parameters.
+
+  Raises:
+    UserError: `stage1` names nothing that holds a UNet.
+  """
+  copy = workdir / STAGE1_FILE
+  if copy.exists():
+    params, stage1_config = weights.read_weights(copy)
+  else:
+    if not config.stage1:
+      raise UserError("config.stage1 is empty: name a Stage I workdir or a model file")
+    path = epath.Path(config.stage1)
+    if path.is_dir():
+      params, stage1_config = load_trained(path)
+    elif path.suffix == ".safetensors":
+      params, stage1_config = weights.read_weights(path)
+    else:
+      params, stage1_config = weights.read_weights(weights.released_path(config.stage1))
+    if jax.process_index() == 0:
+      weights.save_weights(copy, {"unet": params["unet"]}, {"unet": stage1_config["unet"]})
+  config = ml_collections.ConfigDict(config)  # unlocked copy
+  with config.unlocked():
+    config.unet = ml_collections.ConfigDict(stage1_config["unet"])
+  return config.lock(), params["unet"]
+
+
+def make_networks(config: ml_collections.ConfigDict) -> tuple[models.UNet, models.FusionHead | None]:
+  """Builds the networks of a config's stage."""
+  unet = models.build_unet(config.unet.to_dict(), config.compute_dtype, config.remat)
+  if config.stage == 1:
+    return unet, None
+  head = models.build_fusion_head(
+    config.fusion_head.to_dict(),
+    config.unet.to_dict(),
+    len(config.features.timesteps),
+    config.compute_dtype,
+  )
+  return unet, head
+
+
+def make_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
+  """Builds the loss of a config's stage."""
+  unet, head = make_networks(config)
+  if head is None:
+    return steps.make_stage1_loss(
+      unet, make_schedule(**config.schedule), tuple(config.timestep_range)
+    )
+  return steps.make_stage2_loss(
+    unet,
+    head,
+    make_schedule(**config.features.schedule),
+    tuple(config.features.timesteps),
+    config.features.source,
+    config.loss.to_dict(),
+  )
+
+
+def init_params(config: ml_collections.ConfigDict) -> Any:
+  """Initialises the parameters that a config's stage trains, from its seed."""
+  unet, head = make_networks(config)
+  key = jax.random.key(config.seed)
+  size = 2 ** (len(config.unet.multipliers) - 1)
+  image, level = jnp.zeros((1, size, size, 1)), jnp.ones((1,))
+  if head is None:
+    return jax.jit(unet.init)(key, image, level)["params"]
+
+  def init(key: Array) -> Any:
+    features = unet.init_with_output(
+      key, image, level, config.features.source, method="fusion_features"
+    )[0]
+    timesteps = len(config.features.timesteps)
+    stacked = [jnp.broadcast_to(f, (timesteps, *f.shape)) for f in features]
+    return head.init(key, stacked, stacked)["params"]
+
+  return jax.jit(init)(key)
+
+

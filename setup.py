@@ -1,0 +1,62 @@
+"""Installs dmfnet_jax. Tools (ruff, mypy, pytest) are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"$', (ROOT / "dmfnet_jax/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+# Recipes live at the top level, where people look for them, and are installed inside the package,
+# so that `dmfnet train --config configs/...` and `dmfnet demo` work outside a checkout.
+CONFIGS = {"dmfnet_jax.configs": "configs", "dmfnet_jax.configs.ablations": "configs/ablations"}
+
+setup(
+  name="dmfnet_jax",
+  version=VERSION,
+  description="DM-FNet in JAX/Flax: diffusion-trained fusion of multimodal medical images",
+  long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+  long_description_content_type="text/markdown",
+  python_requires=">=3.11",
+  packages=[*find_packages(include=["dmfnet_jax", "dmfnet_jax.*"]), *CONFIGS],
+  package_dir=CONFIGS,
+  package_data={"dmfnet_jax.weights": ["*.safetensors", "*.md", "*.png"]},
+  entry_points={"console_scripts": ["dmfnet = dmfnet_jax.cli:main"]},
+  install_requires=[
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "clu>=0.0.12",
+    "etils[epath]>=1.12",
+    "flax>=0.12",
+    "grain>=0.2.12",
+    "jax>=0.10",
+    "ml-collections>=1.1",
+    "nilearn>=0.12",  # carries the ICBM152 templates of the embedded dataset
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "pillow>=11",
+    "safetensors>=0.6",
+    "scipy>=1.14",
+    "tensorboard>=2.19",  # clu.metric_writers imports it; TensorFlow no longer brings it
+    # TensorFlow prepares datasets and writes TensorBoard files; nothing else imports it.
+    "tensorflow-cpu>=2.19; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "tensorflow>=2.19; platform_system != 'Linux' or platform_machine != 'x86_64'",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "test": [
+      "mypy>=1.15",
+      "pytest>=8.3",
+      "ruff>=0.14",
+      "scikit-image>=0.25",  # the oracle of the metrics
+    ],
+    "torch": ["torch>=2.6"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+  },
+)

@@ -1,0 +1,242 @@
+"""The `dmfnet` command: what each sub-command calls, exit codes, messages, a light start."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import dmfnet_jax
+from dmfnet_jax.cli import main
+from dmfnet_jax.errors import UserError
+
+COMMANDS = ["demo", "fuse", "evaluate", "train", "data", "convert", "preflight"]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+  """Puts a recorder in the place of every function that a sub-command calls."""
+  recorded: list[tuple] = []
+
+  def recorder(name: str, result=None):
+    def record(*args, **kwargs):
+      recorded.append((name, args, kwargs))
+      return result
+
+    return record
+
+  modules = {
+    "demo": {"demo": None},
+    "inference.files": {"fuse_files": 1},
+    "inference.evaluate": {"evaluate_folders": 0},
+    "training.config": {"parse_config": "the config"},
+    "training.loop": {"train_and_evaluate": object()},
+    "training.preflight": {"preflight": 1},
+    "data.builders": {"prepare": {"train": 3}},
+    "interop.torch_weights": {"convert": "a path"},
+  }
+  for name, functions in modules.items():
+    module = types.ModuleType(f"dmfnet_jax.{name}")
+    for function, result in functions.items():
+      setattr(module, function, recorder(function, result))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+  return recorded
+
+
+FUSE_DEFAULTS = {"seed": 0, "batch_size": None, "samples": None, "strict": False}
+TRAINING = [
+  ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
+  ("train_and_evaluate", ("the config", "w"), {}),
+]
+
+
+@pytest.mark.parametrize(
+  ("command", "code", "expected"),
+  [
+    ("demo", 0, [("demo", ("demo",), {})]),
+    ("demo --out d", 0, [("demo", ("d",), {})]),
+    ("fuse a b -o c", 1, [("fuse_files", ("small", "a", "b", "c"), FUSE_DEFAULTS)]),
+    (
+      "fuse a b --out c --model m.safetensors --seed 7 --batch-size 4 --samples 8 --strict",
+      1,
+      [
+        (
+          "fuse_files",
+          ("m.safetensors", "a", "b", "c"),
+          {"seed": 7, "batch_size": 4, "samples": 8, "strict": True},
+        )
+      ],
+    ),
+    (
+      "evaluate --a a --b b --fused f",
+      0,
+      [("evaluate_folders", ("a", "b", "f"), {"json_file": None})],
+    ),
+    (
+      "evaluate --a a --b b --fused f --json j",
+      0,
+      [("evaluate_folders", ("a", "b", "f"), {"json_file": "j"})],
+    ),
+    ("train --config c.py --workdir w --config.batch_size=16 --config.seed 3", 0, TRAINING),
+    ("train --config.batch_size=16 --workdir=w --config.seed 3 --config=c.py", 0, TRAINING),
+    (
+      "data prepare mni_pairs --data-dir d",
+      0,
+      [("prepare", ("mni_pairs", "d", None), {})],
+    ),
+    (
+      "data prepare paired_folder --data-dir d --manual-dir m",
+      0,
+      [("prepare", ("paired_folder", "d", "m"), {})],
+    ),
+    (
+      "convert --unet u.pth --fusion-head h.pth -o m.safetensors",
+      0,
+      [("convert", ("u.pth", "h.pth", "m.safetensors"), {})],
+    ),
+    (
+      "preflight --config c.py --topology v5e:16x16",
+      1,
+      [
+        ("parse_config", (["--config=c.py"],), {}),
+        ("preflight", ("the config", "v5e:16x16", False), {}),
+      ],
+    ),
+    (
+      "preflight --config c.py --topology v5e:2x2 --find-batch --config.batch_size=-1",
+      1,
+      [
+        ("parse_config", (["--config=c.py", "--config.batch_size=-1"],), {}),
+        ("preflight", ("the config", "v5e:2x2", True), {}),
+      ],
+    ),
+  ],
+)
+def test_each_command_calls_its_function(calls, command, code, expected):
+  assert main(command.split()) == code
+  assert calls == expected
+
+
+@pytest.mark.parametrize(
+  ("command", "message"),
+  [
+    ("", "required: COMMAND"),
+    ("fusee a b", "invalid choice: 'fusee'"),
+    ("fuse a", "required: B, -o/--out"),
+    ("fuse a b", "required: -o/--out"),
+    ("fuse a b c -o d", "unrecognized arguments: c"),
+    ("fuse a b -o c --sead 3", "unrecognized arguments: --sead 3"),
+    ("fuse a b -o c --seed x", "argument --seed: invalid whole_number value: 'x'"),
+    ("fuse a b -o c --seed -1", "argument --seed: -1 is out of range: 0 to 4294967295"),
+    ("fuse a b -o c --seed 4294967296", "argument --seed: 4294967296 is out of range"),
+    ("fuse a b -o c --batch-size 0", "argument --batch-size: 0 is out of range: at least 1"),
+    ("fuse a b -o c --samples 0", "argument --samples: 0 is out of range: at least 1"),
+    ("evaluate --a a --b b", "required: --fused"),
+    ("train --config c.py", "required: --workdir"),
+    ("train --workdir w", "required: --config"),
+    ("train --config c.py --workdir w --steps 3", "--steps: no such option"),
+    ("train --config c.py --workdir w --config.seed=1 3", "3: no such option"),
+    ("data", "required: STEP"),
+    ("data prepare mni_pairs", "required: --data-dir"),
+    ("convert --unet u.pth -o m", "required: --fusion-head"),
+    ("preflight --config c.py", "required: --topology"),
+  ],
+)
+def test_wrong_usage_is_exit_code_2(calls, capsys, command, message):
+  assert main(command.split()) == 2
+  captured = capsys.readouterr()
+  assert message in captured.err
+  assert "Traceback" not in captured.err
+  assert captured.out == ""
+  assert calls == []
+
+
+def test_a_users_mistake_is_one_line(calls, capsys, monkeypatch):
+  def fail(out):
+    raise UserError(f"{out}: cannot be done")
+
+  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
+  assert main(["demo", "--out", "x"]) == 2
+  assert capsys.readouterr().err == "dmfnet: error: x: cannot be done\n"
+
+
+def test_a_bug_keeps_its_traceback(calls, monkeypatch):
+  def fail(out):
+    raise KeyError(out)
+
+  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
+  with pytest.raises(KeyError):
+    main(["demo"])
+
+
+def test_an_interrupt_is_one_line(calls, capsys, monkeypatch):
+  def interrupt(out):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", interrupt)
+  assert main(["demo"]) == 130
+  assert capsys.readouterr().err == "dmfnet: interrupted\n"
+
+
+def test_a_lost_worker_is_not_taken_for_a_closed_output(calls, monkeypatch):
+  def fail(out):
+    raise BrokenPipeError("a worker's pipe")
+
+  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
+  with pytest.raises(BrokenPipeError):
+    main(["demo"])
+
+
+def test_a_closed_output_is_quiet():
+  """What `dmfnet evaluate ... | head -1` does to the command."""
+  code = (
+    "import sys, types; from dmfnet_jax.cli import main; m = types.ModuleType('dmfnet_jax.demo');"
+    "m.demo = lambda out: [print('x' * 99) for _ in range(9999)]; sys.modules[m.__name__] = m;"
+    "sys.exit(main(['demo']))"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.stderr.read().strip() == b""
+  assert process.wait() == 141
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "data prepare"])
+def test_help(capsys, command):
+  assert main([*command.split(), "--help"]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(f"usage: dmfnet {command}".rstrip())
+  if not command:
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+def test_version(capsys):
+  assert main(["--version"]) == 0
+  assert capsys.readouterr().out == f"dmfnet {dmfnet_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["fuse", "only one"]])
+def test_nothing_heavy_is_imported_to_parse(arguments):
+  code = (
+    "import sys; from dmfnet_jax.cli import main; main(sys.argv[1:]);"
+    "heavy = {'jax', 'flax', 'tensorflow', 'numpy', 'PIL', 'ml_collections', 'etils'};"
+    "sys.exit(f'imported: {heavy & sys.modules.keys()}' if heavy & sys.modules.keys() else 0)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command():
+  done = subprocess.run(
+    [sys.executable, "-m", "dmfnet_jax", "fuse", "no such", "folder", "-o", "out"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr == "dmfnet: error: no such: no such file or folder\n"
+  assert done.stdout == ""

@@ -1,0 +1,68 @@
+"""Stage II's loss and its gradient are the published program's."""
+
+import golden_weights
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_weights import TOLERANCE, nchw, nhwc, relative_error
+
+from dmfnet_jax import losses
+
+
+@pytest.fixture(scope="module")
+def golden():
+  return golden_weights.load("losses")
+
+
+def _images(golden, case):
+  return [nhwc(golden[f"{name}_{case}"]) for name in ("fused", "mri", "other")]
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_terms_meet_golden(golden, case):
+  loss, terms = jax.jit(losses.fusion_loss)(*_images(golden, case))
+  intensity, gradient, ssim = (np.mean(terms[k]) for k in ("intensity", "gradient", "ssim"))
+  # The golden terms carry their weights.
+  assert relative_error(1.5 * intensity, golden[f"intensity_{case}"]) < TOLERANCE
+  assert relative_error(0.5 * (1 - ssim), golden[f"ssim_{case}"]) < TOLERANCE
+  both = golden[f"gradient_plus_ssim_{case}"]
+  assert relative_error(gradient + 0.5 * (1 - ssim), both) < TOLERANCE
+  assert relative_error(np.mean(loss), golden[f"intensity_{case}"] + both) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_gradient_meets_golden(golden, case):
+  fused, a, b = _images(golden, case)
+  gradient = jax.jit(jax.grad(lambda f: jnp.mean(losses.fusion_loss(f, a, b)[0])))(fused)
+  assert relative_error(nchw(gradient), golden[f"grad_wrt_fused_{case}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 40), (1, 7, 9)])
+def test_pictures_on_black_background_meet_torch(shape):
+  """Medical pictures: a blob on black, where both sources tie and nothing varies."""
+  torch = pytest.importorskip("torch")
+  import torch_reference
+
+  batch, height, width = shape
+  rng = np.random.default_rng(0)
+  y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+  inside = (x**2 + y**2 < 0.6)[None, None]
+  fused, a, b = (
+    np.where(inside, rng.uniform(-1, 1, (batch, 1, height, width)), -1).astype(np.float32)
+    for _ in range(3)
+  )
+  theirs = torch.from_numpy(fused).requires_grad_()
+  expected = torch_reference.fusion_loss_terms(theirs, torch.from_numpy(a), torch.from_numpy(b))
+  expected["loss"].backward()
+
+  def mean_loss(fused):
+    loss, terms = losses.fusion_loss(fused, nhwc(a), nhwc(b))
+    return jnp.mean(loss), terms
+
+  (loss, terms), gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(nhwc(fused))
+  assert relative_error(loss, expected["loss"].item()) < TOLERANCE
+  for ours, name in (("intensity", "intensity"), ("gradient", "gradient"), ("ssim", "structure")):
+    assert terms[ours].shape == (batch,)
+    assert relative_error(np.mean(terms[ours]), expected[name].item()) < TOLERANCE
+  assert relative_error(nchw(gradient), theirs.grad) < TOLERANCE
