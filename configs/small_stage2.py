@@ -7,7 +7,6 @@
 """
 
 import ml_collections
-
 from dmfnet_jax.configs import stage2
 
 

@@ -5,7 +5,6 @@
 """
 
 import ml_collections
-
 from dmfnet_jax.configs import stage2
 
 

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.set_defaults(function=function)
     return sub
 
-  demo = command("demo", _demo, "Fuse an example pair with the released small model.")
+  demo = command("demo", _demo, "Fuse a few simulated pairs, with no data to bring, and show them.")
   demo.add_argument("--out", metavar="DIR", default="demo", help="folder to write to (%(default)s)")
 
   fuse = command("fuse", _fuse, "Fuse two files, or all pairs of two folders.")
@@ -194,13 +194,21 @@ def _config_arguments(args: argparse.Namespace) -> list[str]:
   return [f"--config={args.config}", *args.overrides]
 
 
-def _demo(args: argparse.Namespace) -> int | None:
+def _start_jax() -> None:
+  from dmfnet_jax.backend import enable_compilation_cache
+
+  enable_compilation_cache()
+
+
+def _demo(args: argparse.Namespace) -> None:
+  _start_jax()
   from dmfnet_jax.demo import demo
 
-  return demo(args.out)
+  demo(args.out)
 
 
 def _fuse(args: argparse.Namespace) -> int | None:
+  _start_jax()
   from dmfnet_jax.inference.files import fuse_files
 
   return fuse_files(
@@ -216,6 +224,7 @@ def _fuse(args: argparse.Namespace) -> int | None:
 
 
 def _evaluate(args: argparse.Namespace) -> int | None:
+  _start_jax()
   from dmfnet_jax.inference.evaluate import evaluate_folders
 
   return evaluate_folders(args.a, args.b, args.fused, json_file=args.json)
@@ -226,6 +235,7 @@ def _train(args: argparse.Namespace) -> None:
   from dmfnet_jax.training.config import parse_config
 
   config = parse_config(arguments)
+  _start_jax()
   from dmfnet_jax.training.loop import train_and_evaluate
 
   # It returns the trained state, for callers in Python; here it is in the workdir.

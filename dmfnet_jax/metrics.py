@@ -14,7 +14,7 @@ float64 stays below about 1e-5 on real pictures.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ _NUM_GREYS = 256
 _VIF_WINDOWS = (17, 9, 5, 3)  # finest scale first; sigma is a fifth of the width
 _VIF_NOISE = 2.0  # variance of the visual noise
 _SSIM_WINDOW = 7
+_CPU_CHUNK = 4  # pairs
 
 
 def _metric(function: Callable) -> Callable:
@@ -72,18 +73,36 @@ def _correlation(x: Array, y: Array) -> Array:
   return jnp.where(spread > 0, _mean(x * y) / jnp.where(spread > 0, spread, 1), 0)
 
 
+def _apart(function: Callable, first: Array, *rest):
+  """Calls function(first, *rest) as a program of its own where the platform is the CPU.
+
+  XLA's CPU compiler would otherwise compute each row of one filter again for every tap of the next.
+  It does not look into the branches of a condition that it cannot decide beforehand: here, that
+  the first picture does not begin with NaN. If it does, all results are NaN.
+  """
+
+  def spoilt(*args):
+    return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), jax.eval_shape(function, *args))
+
+  def on_cpu(first, *rest):
+    return lax.cond(jnp.isnan(first[0, 0, 0]), spoilt, function, first, *rest)
+
+  return lax.platform_dependent(first, *rest, cpu=on_cpu, default=function)
+
+
+def _shifts(image: Array, width: int, axis: int, stride: int = 1) -> list[Array]:
+  """The `width` views of the image of which the k-th holds the k-th value of each window."""
+  stop = image.shape[axis] - width + 1
+  return [lax.slice_in_dim(image, k, stop + k, stride, axis) for k in range(width)]
+
+
 def _weighted_sum(image: Array, window: np.ndarray, axis: int, stride: int = 1) -> Array:
   """Correlation along one axis without padding, every `stride`-th value.
 
   Shifted sums: on two CPU cores a hundred times faster than XLA's one-channel convolution.
   """
-  return sum(float(w) * part for w, part in zip(window, _shifts(image, len(window), axis, stride)))
-
-
-def _shifts(image: Array, width: int, axis: int, stride: int = 1) -> list[Array]:
-  """The `width` views of the image whose k-th holds the k-th value of each window."""
-  stop = image.shape[axis] - width + 1
-  return [lax.slice_in_dim(image, k, stop + k, stride, axis) for k in range(width)]
+  shifts = _shifts(image, len(window), axis, stride)
+  return sum(float(weight) * shift for weight, shift in zip(window, shifts, strict=True))
 
 
 # EN and MI: information.
@@ -155,38 +174,45 @@ def _gaussian(width: int) -> np.ndarray:
   return weights / weights.sum()
 
 
-def _local_moments(images: Sequence[Array], pairs: Sequence[tuple[int, int]], window: np.ndarray):
-  """Weighted means and (co)variances in every whole window.
+def _local_moments(a: Array, b: Array, fused: Array, window: np.ndarray):
+  """Weighted means, variances and covariances in every whole window of three pictures.
 
-  By the law of total covariance, one axis after the other: the mean of the rows' covariances and
-  the covariance of the rows' means. No large squares are subtracted, as E[x y] - E[x] E[y] would.
+  By the law of total covariance, one axis after the other: the mean of the rows' covariances plus
+  the covariance of the rows' means. So nothing large is subtracted, as in E[x y] - E[x] E[y].
 
   Args:
-    images: pictures [B, H, W].
-    pairs: which of them to pair for a covariance; (i, i) is a variance.
+    a: [B, H, W], as `b` and `fused`.
+    b: Second sources.
+    fused: Fused pictures.
     window: weights [N] along either axis; their sum is 1.
 
   Returns:
-    means, one a picture, and covariances, one a pair: [B, H - N + 1, W - N + 1] each.
+    The means of a, b and fused; the variances of a, b and fused and the covariances of a and fused,
+    of b and fused: [B, H - N + 1, W - N + 1] each.
   """
-  weights = [float(weight) for weight in window]
-  covs: list = [None] * len(pairs)
-  for axis in (2, 1):
+
+  def one_axis(_, images, covs, axis):
     means = [_weighted_sum(image, window, axis) for image in images]
-    parts = [_shifts(image, len(window), axis) for image in images]
-    for n, (i, j) in enumerate(pairs):
-      between = sum(
-        weight * ((x - means[i]) * (y - means[j]))
-        for weight, x, y in zip(weights, parts[i], parts[j], strict=True)
-      )
-      covs[n] = between if covs[n] is None else between + _weighted_sum(covs[n], window, axis)
-    images = means
-  return images, covs
+    deviations = [
+      [shift - mean for shift in _shifts(image, len(window), axis)]
+      for image, mean in zip(images, means, strict=True)
+    ]
+    between = [
+      sum(float(w) * (x * y) for w, x, y in zip(window, deviations[i], deviations[j], strict=True))
+      for i, j in ((0, 0), (1, 1), (2, 2), (0, 2), (1, 2))
+    ]
+    if covs:
+      between = [x + _weighted_sum(y, window, axis) for x, y in zip(between, covs, strict=True)]
+    return means, between
+
+  means, covs = _apart(functools.partial(one_axis, axis=2), a, [a, b, fused], [])
+  return _apart(functools.partial(one_axis, axis=1), means[0], means, covs)
 
 
 def _information(variance: Array, noise: Array | float) -> Array:
   """Mean information that passes a channel of such noise, up to a factor: [B, H, W] to [B]."""
   return _mean(jnp.log(1 + variance / noise))
+
 
 @_metric
 def viff(a: Array, b: Array, fused: Array) -> Array:
@@ -203,10 +229,9 @@ def viff(a: Array, b: Array, fused: Array) -> Array:
     window = _gaussian(width)
     if width != _VIF_WINDOWS[0]:
       for axis in (1, 2):
-        images = [_weighted_sum(image, window, axis, stride=2) for image in images]
-    _, (var_a, var_b, var_f, cov_a, cov_b) = _local_moments(
-      images, ((0, 0), (1, 1), (2, 2), (0, 2), (1, 2)), window
-    )
+        halve = functools.partial(_weighted_sum, window=window, axis=axis, stride=2)
+        images = [_apart(halve, image) for image in images]
+    _, (var_a, var_b, var_f, cov_a, cov_b) = _local_moments(*images, window)
     num_windows = np.prod(var_f.shape[1:])
     for n, (var_x, cov) in enumerate(((var_a, cov_a), (var_b, cov_b))):
       # F = gain * X + residual. Gain is least squares and not negative; the variance it explains
@@ -240,7 +265,7 @@ def _edges(image: Array) -> tuple[Array, Array]:
 @_metric
 def qabf(a: Array, b: Array, fused: Array) -> Array:
   """Qabf: how well the sources' edges are kept (Xydeas and Petrovic, 2000), 0..0.98."""
-  square_f, angle_f = _edges(fused)
+  square_f, angle_f = _apart(_edges, fused)
 
   def kept(square_x, angle_x):
     # Equal strengths count as the strength itself, an oddity of the program that everybody uses.
@@ -253,7 +278,7 @@ def qabf(a: Array, b: Array, fused: Array) -> Array:
 
   edges_kept = edges = jnp.zeros(len(fused))
   for source in (a, b):
-    square, angle = _edges(source)
+    square, angle = _apart(_edges, source)
     strength = jnp.sqrt(square)
     edges_kept += _mean(kept(square, angle) * strength)
     edges += _mean(strength)
@@ -269,9 +294,7 @@ def ssim(a: Array, b: Array, fused: Array) -> Array:
   window = np.full(_SSIM_WINDOW, 1 / _SSIM_WINDOW)
   sample = _SSIM_WINDOW**2 / (_SSIM_WINDOW**2 - 1)
   c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-  means, covs = _local_moments(
-    (a, b, fused), ((0, 0), (1, 1), (2, 2), (0, 2), (1, 2)), window
-  )
+  means, covs = _local_moments(a, b, fused, window)
   mean_f, var_f = means[2], sample * covs[2]
   total = jnp.zeros(len(fused))
   for mean_x, var_x, cov in ((means[0], covs[0], covs[3]), (means[1], covs[1], covs[4])):
@@ -331,8 +354,7 @@ def average_gradient(fused: Array) -> Array:
   return _mean(jnp.sqrt((gx**2 + gy**2) / 2))
 
 
-@_metric
-def compute_metrics(a: Array, b: Array, fused: Array) -> dict[str, Array]:
+def compute_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, Array]:
   """All twelve in one compiled program, which shares what several of them need.
 
   Args:
@@ -346,7 +368,32 @@ def compute_metrics(a: Array, b: Array, fused: Array) -> dict[str, Array]:
   Raises:
     ValueError: the shapes differ, are not [B, H, W], or have a side under `MIN_SIDE`.
   """
-  values = {
+  values = _all_metrics(a, b, fused)
+  return {name: values[name] for name in METRIC_NAMES}  # jit sorts the names
+
+
+@_metric
+def _all_metrics(a: Array, b: Array, fused: Array) -> dict[str, Array]:
+  return lax.platform_dependent(a, b, fused, cpu=_all_in_chunks, default=_all_at_once)
+
+
+def _all_in_chunks(*images: Array) -> dict[str, Array]:
+  """A few pairs at a time, so that what lies between two steps stays in the CPU's caches."""
+  batch = len(images[0])
+  num_chunks = -(-batch // _CPU_CHUNK)
+  size = -(-batch // num_chunks)
+  padded = [
+    jnp.pad(image, ((0, num_chunks * size - batch), (0, 0), (0, 0)), mode="edge").reshape(
+      num_chunks, size, *image.shape[1:]
+    )
+    for image in images
+  ]
+  values = lax.map(lambda chunk: _all_at_once(*chunk), padded)
+  return {name: value.reshape(-1)[:batch] for name, value in values.items()}
+
+
+def _all_at_once(a: Array, b: Array, fused: Array) -> dict[str, Array]:
+  return {
     "EN": entropy(fused),
     "MI": mutual_information(a, b, fused),
     "VIFF": viff(a, b, fused),
@@ -360,4 +407,3 @@ def compute_metrics(a: Array, b: Array, fused: Array) -> dict[str, Array]:
     "AG": average_gradient(fused),
     "MSE": mse(a, b, fused),
   }
-  return {name: values[name] for name in METRIC_NAMES}

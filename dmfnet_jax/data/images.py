@@ -56,6 +56,20 @@ def as_path(path: PathLike) -> Any:
   return pathlib.Path(path)
 
 
+def make_folder(path: PathLike) -> Any:
+  """Makes a folder, with those above it, where it is missing; returns it as `as_path` does.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  folder = as_path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{folder}: cannot make this folder: {error.strerror or error}") from error
+  return folder
+
+
 def read_image(path: PathLike) -> np.ndarray:
   """Reads one PNG, JPEG, TIFF or BMP file (told by its content, not by its suffix).
 

@@ -54,8 +54,7 @@ def make_betas(
   return BETA_SCHEDULES[name](num_timesteps, start, end)
 
 
-@flax.struct.dataclass
-class NoiseSchedule:
+class NoiseSchedule(flax.struct.PyTreeNode):
   """What the diffusion process needs of its betas; a pytree of float32 arrays.
 
   Attributes:

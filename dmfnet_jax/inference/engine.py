@@ -28,7 +28,7 @@ def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
   def fold(code: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(root, code), draw)
 
-  return jax.vmap(fold)(codes)
+  return jax.vmap(fold)(jnp.asarray(codes))
 
 
 def padded_size(size: int, stride: int) -> int:

@@ -77,11 +77,7 @@ def fuse_files(
   from dmfnet_jax.inference.model import load_model
 
   model = load_model(model_spec)
-  folder = pairs[0].out.parent
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"{folder}: cannot make this folder: {error.strerror or error}") from error
+  images.make_folder(pairs[0].out.parent)
   run = _Run(model, len(pairs), seed=seed, batch_size=batch_size, samples=samples)
   run.fuse(pairs)
   _say(f"{len(pairs) - run.failed} of {len(pairs)} pairs fused into {out}")

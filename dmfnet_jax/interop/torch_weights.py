@@ -55,7 +55,7 @@ def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GRO
   blocks_of_first = 0
   attention_levels = []
   for i in sorted({int(key.split(".")[1]) for key in state if re.match(r"downs\.\d+\.", key)}):
-    if f"downs.{i}.conv.weight" in state:
+    if not any(key.startswith(f"downs.{i}.res_block.") for key in state):
       level_widths.append(None)
       continue
     level = len(level_widths) - 1
@@ -101,8 +101,11 @@ def fusion_head_config_from_torch(state_dict: StateDict) -> dict:
     unet = any("init_conv" in key for key in state_dict)
     other = " (but it looks like a UNet: are the two files swapped?)" * unet
     raise UserError(f"not a DM-FNet fusion head: it has no decoder.1.att.pa.pa2.weight{other}")
-  entry = state_dict.get("decoder.0.block.0.weight")
-  num_timesteps = 1 if entry is None else entry.shape[1] // level_widths[0]
+  # Timestep fusion takes all timesteps' channels; with one timestep there is none.
+  num_timesteps = 1
+  for level, width in enumerate(level_widths):
+    if (entry := state_dict.get(f"decoder.{2 * level}.block.0.weight")) is not None:
+      num_timesteps = entry.shape[1] // width
   return {"level_widths": tuple(level_widths), "num_timesteps": num_timesteps}
 
 
@@ -240,8 +243,8 @@ def convert(
   Raises:
     UserError: PyTorch is not installed; a file is missing, no such checkpoint, or does not fit.
   """
-  if not Path(out_path).absolute().parent.is_dir():
-    raise UserError(f"cannot write {out_path}: its folder does not exist")
+  if Path(out_path).is_dir() or not Path(out_path).absolute().parent.is_dir():
+    raise UserError(f"cannot write {out_path}: give a file in a folder that exists")
   unet, head = read_pth(unet_path), read_pth(head_path)
   unet_config = unet_config_from_torch(unet, norm_groups=norm_groups)
   head_config = fusion_head_config_from_torch(head)

@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Maps [B, H, W, C] to [B, H, W, C]."""
     b, h, w, c = x.shape
-    normed = layers.group_norm(self.norm_groups, dtype=self.dtype, name="norm")(x)
+    normed = layers.GroupNorm(self.norm_groups, dtype=self.dtype, name="norm")(x)
     qkv = layers.conv(3 * c, 1, use_bias=False, dtype=self.dtype, name="qkv")(normed)
     query, key, value = jnp.split(qkv.reshape(b, h * w, 1, 3 * c), 3, axis=-1)
     with jax.default_matmul_precision(layers.matmul_precision(self.dtype).name.lower()):

@@ -49,7 +49,7 @@ class ResnetBlock(nn.Module):
     """Maps [B, H, W, C_in] and embeddings [B, C] to [B, H, W, features]."""
 
     def norm_swish(h: Array, name: str) -> Array:
-      return nn.swish(layers.group_norm(self.norm_groups, dtype=self.dtype, name=name)(h))
+      return nn.swish(layers.GroupNorm(self.norm_groups, dtype=self.dtype, name=name)(h))
 
     h = layers.conv(self.features, 3, dtype=self.dtype, name="conv1")(norm_swish(x, "norm1"))
     shift = layers.dense(self.features, dtype=self.dtype, name="noise_shift")(embedding)
@@ -127,7 +127,7 @@ class UNet(nn.Module):
     self.downs = downs
     self.mid = [block(widths[-1], True), block(widths[-1], False)]
     self.ups = ups
-    self.final_norm = layers.group_norm(self.norm_groups, dtype=self.dtype)
+    self.final_norm = layers.GroupNorm(self.norm_groups, dtype=self.dtype)
     self.final_conv = layers.conv(1, 3, dtype=self.dtype)
 
   def __call__(

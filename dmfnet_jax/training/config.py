@@ -8,10 +8,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from dmfnet_jax import configs
+import dmfnet_jax.configs  # installed from the top level: see setup.py
 from dmfnet_jax.errors import UserError
 
-_INSTALLED = Path(configs.__file__).parent
+_INSTALLED = Path(dmfnet_jax.configs.__file__).parent
 
 
 def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:

@@ -11,8 +11,7 @@ from absl import logging
 from clu import parameter_overview
 from etils import epath
 
-from dmfnet_jax.data import builders, pipeline
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.data import builders, images, pipeline
 from dmfnet_jax.training import pictures, stages, steps
 from dmfnet_jax.training.checkpoint import Checkpointer, to_host
 from dmfnet_jax.training.metric_writer import MetricWriter
@@ -46,10 +45,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   stages.check_config(config)
   train_source = builders.open_source(config.dataset, config.data_dir, "train")
   eval_source = builders.open_source(config.dataset, config.data_dir, "validation")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"cannot make the workdir {workdir}: {error.strerror or error}") from error
+  images.make_folder(workdir)
 
   frozen_params = None
   if config.stage == 2:
@@ -105,7 +101,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   def due(every: int, step: int) -> bool:
     return step == config.num_train_steps or (every > 0 and step % every == 0)
 
-  pending: tuple[int, Mapping[str, Array], Array] | None = None
+  pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
   for step in range(first_step + 1, config.num_train_steps + 1):
     with report.waiting():
       batch = next(train_iterator)
@@ -116,10 +112,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       report.add(*pending)
     pending = (step, metrics, records)
 
-    save, evaluate_now = due(config.checkpoint_every_steps, step), due(config.eval_every_steps, step)
+    save, evaluate_now = (
+      due(config.checkpoint_every_steps, step),
+      due(config.eval_every_steps, step),
+    )
     sample = due(config.sample_every_steps, step)
     if save or evaluate_now or sample or due(config.log_every_steps, step):
-      report.add(*pending)
+      report.add(step, metrics, records)
       pending = None
     if due(config.log_every_steps, step):
       writer.write_scalars(step, report.summary(step))

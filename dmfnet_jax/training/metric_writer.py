@@ -41,9 +41,7 @@ class MetricWriter:
     """Appends one line {"step": step, name: value, ...}; values must be finite to be JSON."""
     if not self._active:
       return
-    values = {
-      name: float(value) if np.isfinite(value) else None for name, value in scalars.items()
-    }
+    values = {name: float(value) if np.isfinite(value) else None for name, value in scalars.items()}
     self._lines.append(json.dumps({"step": step, **values}))
     self.flush()
     if self._tensorboard:

@@ -106,5 +106,3 @@ class _Stopwatch:
 
   def __exit__(self, *error: object) -> None:
     self._report._waited += time.monotonic() - self._start
-
-

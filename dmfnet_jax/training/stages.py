@@ -82,7 +82,9 @@ def load_stage1(
   return config.lock(), params["unet"]
 
 
-def make_networks(config: ml_collections.ConfigDict) -> tuple[models.UNet, models.FusionHead | None]:
+def make_networks(
+  config: ml_collections.ConfigDict,
+) -> tuple[models.UNet, models.FusionHead | None]:
   """Builds the networks of a config's stage."""
   unet = models.build_unet(config.unet.to_dict(), config.compute_dtype, config.remat)
   if config.stage == 1:
@@ -118,18 +120,20 @@ def init_params(config: ml_collections.ConfigDict) -> Any:
   unet, head = make_networks(config)
   key = jax.random.key(config.seed)
   size = 2 ** (len(config.unet.multipliers) - 1)
-  image, level = jnp.zeros((1, size, size, 1)), jnp.ones((1,))
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  level = jax.ShapeDtypeStruct((1,), jnp.float32)
+  # `lazy_init` runs the initialisers alone: no forward pass is compiled.
   if head is None:
-    return jax.jit(unet.init)(key, image, level)["params"]
+    return unet.lazy_init(key, image, level)["params"]
 
-  def init(key: Array) -> Any:
-    features = unet.init_with_output(
-      key, image, level, config.features.source, method="fusion_features"
-    )[0]
-    timesteps = len(config.features.timesteps)
-    stacked = [jnp.broadcast_to(f, (timesteps, *f.shape)) for f in features]
-    return head.init(key, stacked, stacked)["params"]
+  def features(key: Array, image: Array, level: Array) -> tuple[Array, ...]:
+    variables = unet.init(key, image, level)
+    source = config.features.source
+    return unet.apply(variables, image, level, source, method="fusion_features")
 
-  return jax.jit(init)(key)
-
-
+  timesteps = len(config.features.timesteps)
+  stacked = [
+    jax.ShapeDtypeStruct((timesteps, *f.shape), f.dtype)
+    for f in jax.eval_shape(features, key, image, level)
+  ]
+  return head.lazy_init(key, stacked, stacked)["params"]

@@ -13,8 +13,7 @@ Array = jax.Array
 Params = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything that changes in training, and the frozen UNet of Stage II; a pytree.
 
   Attributes:

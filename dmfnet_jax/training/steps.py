@@ -6,7 +6,6 @@ step, index), so it belongs to the example: the same model is trained on any num
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +35,7 @@ def example_keys(seed: int, step: Array | int, index: Array) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def make_stage1_loss(
-  unet: UNet, schedule: NoiseSchedule, timestep_range: Sequence[int]
-) -> LossFn:
+def make_stage1_loss(unet: UNet, schedule: NoiseSchedule, timestep_range: Sequence[int]) -> LossFn:
   """Stage I: both images of a pair are noised, and the UNet predicts the clean ones.
 
   Args:

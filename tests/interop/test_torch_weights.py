@@ -148,6 +148,13 @@ def test_everything_that_does_not_fit_is_counted(small):
   assert "\n" not in message
 
 
+@pytest.mark.parametrize("key", ["downs.1.conv.weight", "downs.0.res_block.block1.block.3.weight"])
+def test_one_missing_key_is_not_taken_for_another_architecture(small, key):
+  unet = {k: v for k, v in small[0].items() if k != f"denoise_fn.{key}"}
+  with pytest.raises(UserError, match=rf"does not fit the model: 1 missing \({key}\)$"):
+    torch_weights.unet_params_from_torch(unet, norm_groups=4)
+
+
 def test_long_lists_are_cut(small):
   unet = {k: v for k, v in small[0].items() if ".ups." not in k}
   missing = len(small[0]) - len(unet)
@@ -194,8 +201,9 @@ def test_files_that_are_no_checkpoints(save, tmp_path):
     torch_weights.read_pth(tmp_path / "absent.pth")
   with pytest.raises(UserError, match="holds a list"):
     torch_weights.read_pth(save("list.pth", [1, 2]))
-  with pytest.raises(UserError, match="its folder does not exist"):
-    torch_weights.convert(text, text, tmp_path / "nowhere" / "out.safetensors")
+  for out in (tmp_path / "nowhere" / "out.safetensors", tmp_path):
+    with pytest.raises(UserError, match="give a file in a folder that exists"):
+      torch_weights.convert(text, text, out)
 
 
 class _Payload:

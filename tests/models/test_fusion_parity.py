@@ -134,13 +134,15 @@ def test_head_gradients_meet_torch():
   terms = torch_reference.fusion_loss_terms(fused, torch.from_numpy(a), torch.from_numpy(b))
   terms["loss"].backward()
 
-  def loss(params):
-    fused = FusionHead(widths, num_timesteps).apply(
-      {"params": params}, *([nhwc(f) for f in features] for features in sources)
-    )
-    return jnp.mean(losses.fusion_loss(fused, nhwc(a), nhwc(b))[0])
+  # Arguments, all of them: XLA would spend long on folding constants.
+  def loss(params, sources, a, b):
+    fused = FusionHead(widths, num_timesteps).apply({"params": params}, *sources)
+    return jnp.mean(losses.fusion_loss(fused, a, b)[0])
 
-  gradients = torch_weights.fusion_head_params_to_torch(jax.jit(jax.grad(loss))(params))
+  gradients = jax.jit(jax.grad(loss))(
+    params, [[nhwc(f) for f in features] for features in sources], nhwc(a), nhwc(b)
+  )
+  gradients = torch_weights.fusion_head_params_to_torch(gradients)
   expected = {key: value.grad for key, value in reference.named_parameters()}
   assert gradients.keys() == expected.keys()
   for key, gradient in gradients.items():

@@ -96,15 +96,15 @@ def test_fusion_features_meet_torch():
     _, expected = reference(torch.from_numpy(x), torch.from_numpy(noise_level))
 
   @jax.jit
-  def fusion_features(params):
+  def fusion_features(params, x, noise_level):
     return {
-      source: unet.apply({"params": params}, nhwc(x), noise_level, source, method="fusion_features")
+      source: unet.apply({"params": params}, x, noise_level, source, method="fusion_features")
       for source in ("encoder", "decoder")
     }
 
   # Encoder: stem, block, downsample, block. Decoder, last first: two blocks a level.
   wanted = {"encoder": (3, 1), "decoder": (3, 1)}
-  for source, features in fusion_features(params).items():
+  for source, features in fusion_features(params, nhwc(x), noise_level).items():
     for feature, index in zip(features, wanted[source], strict=True):
       assert relative_error(nchw(feature), expected[source][index]) < TOLERANCE
 
@@ -118,11 +118,12 @@ def test_gradients_meet_torch():
   (predicted - torch.from_numpy(target)).square().mean().backward()
   expected = {f"denoise_fn.{key}": value.grad for key, value in reference.named_parameters()}
 
-  def loss(params):
-    x_start, _ = unet.apply({"params": params}, nhwc(x), noise_level)
-    return jnp.mean((x_start - nhwc(target)) ** 2)
+  def loss(params, x, noise_level, target):
+    x_start, _ = unet.apply({"params": params}, x, noise_level)
+    return jnp.mean((x_start - target) ** 2)
 
-  gradients = torch_weights.unet_params_to_torch(jax.jit(jax.grad(loss))(params))
+  gradients = jax.jit(jax.grad(loss))(params, nhwc(x), noise_level, nhwc(target))
+  gradients = torch_weights.unet_params_to_torch(gradients)
   assert gradients.keys() == expected.keys()
   for key, gradient in gradients.items():
     assert relative_error(gradient, expected[key]) < TOLERANCE, key
