@@ -31,6 +31,10 @@ _NUM_GREYS = 256
 _VIF_WINDOWS = (17, 9, 5, 3)  # finest scale first; sigma is a fifth of the width
 _VIF_NOISE = 2.0  # variance of the visual noise
 _SSIM_WINDOW = 7
+_ARCTAN = (
+  0.0028662257, -0.0161657367, 0.0429096138, -0.0752896400, 0.1065626393, -0.1420889944,
+  0.1999355085, -0.3333314528, 1.0,
+)  # fmt: skip
 _CPU_CHUNK = 4  # pairs
 
 
@@ -247,25 +251,39 @@ def viff(a: Array, b: Array, fused: Array) -> Array:
   )
 
 
+def _slope(gx: Array, gy: Array) -> Array:
+  """arctan(gy / gx), in (-pi/2, pi/2]; pi/2 where gx is 0.
+
+  By polynomial 4.4.49 of Abramowitz and Stegun (error 2e-8), on CPUs five times as fast as XLA's.
+  """
+  x, y = jnp.abs(gx), jnp.abs(gy)
+  t = jnp.minimum(x, y) / jnp.where(gx == 0, 1, jnp.maximum(x, y))
+  angle = t * jnp.polyval(jnp.array(_ARCTAN), t * t)
+  angle = jnp.where(y > x, np.pi / 2 - angle, angle)
+  return jnp.where(gx == 0, np.pi / 2, jnp.where((gx < 0) == (gy < 0), angle, -angle))
+
+
 def _edges(image: Array) -> tuple[Array, Array]:
   """Squared Sobel strength, zeros beyond the border, and orientation with y upwards.
 
   Orientation is in (-pi/2, pi/2]. A horizontal edge, and a place without any, has pi/2; so the
   direction of y decides which near-horizontal edges count as far from a horizontal one.
   """
-  padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)))
-  dx = padded[:, :, 2:] - padded[:, :, :-2]
-  gx = dx[:, :-2] + 2 * dx[:, 1:-1] + dx[:, 2:]
-  dy = padded[:, :-2] - padded[:, 2:]
-  gy = dy[:, :, :-2] + 2 * dy[:, :, 1:-1] + dy[:, :, 2:]
-  angle = jnp.where(gx == 0, np.pi / 2, jnp.arctan(gy / jnp.where(gx == 0, 1, gx)))
-  return gx * gx + gy * gy, angle
+
+  def within(padded):
+    dx = padded[:, :, 2:] - padded[:, :, :-2]
+    gx = dx[:, :-2] + 2 * dx[:, 1:-1] + dx[:, 2:]
+    dy = padded[:, :-2] - padded[:, 2:]
+    gy = dy[:, :, :-2] + 2 * dy[:, :, 1:-1] + dy[:, :, 2:]
+    return gx * gx + gy * gy, _slope(gx, gy)
+
+  return _apart(within, jnp.pad(image, ((0, 0), (1, 1), (1, 1))))
 
 
 @_metric
 def qabf(a: Array, b: Array, fused: Array) -> Array:
   """Qabf: how well the sources' edges are kept (Xydeas and Petrovic, 2000), 0..0.98."""
-  square_f, angle_f = _apart(_edges, fused)
+  square_f, angle_f = _edges(fused)
 
   def kept(square_x, angle_x):
     # Equal strengths count as the strength itself, an oddity of the program that everybody uses.
@@ -278,7 +296,7 @@ def qabf(a: Array, b: Array, fused: Array) -> Array:
 
   edges_kept = edges = jnp.zeros(len(fused))
   for source in (a, b):
-    square, angle = _apart(_edges, source)
+    square, angle = _edges(source)
     strength = jnp.sqrt(square)
     edges_kept += _mean(kept(square, angle) * strength)
     edges += _mean(strength)

@@ -96,10 +96,15 @@ def ddim_sample(
     schedule: the noise schedule that the model was trained on.
     denoise_fn: predicts x_start.
     x_t: [B, H, W, 1] noise, or images noised to `first_step`.
-    num_steps: model evaluations, spread evenly over 0..first_step.
+    num_steps: model evaluations, in 1..first_step + 1, spread evenly over 0..first_step.
     first_step: the 0-based step of x_t (default T-1).
+
+  Raises:
+    ValueError: more evaluations than steps.
   """
   start = schedule.num_timesteps - 1 if first_step is None else first_step
+  if not 1 <= num_steps <= start + 1:
+    raise ValueError(f"num_steps must be in 1..{start + 1}, got {num_steps}")
   # Indices into noise_levels, from x_t's down to 0, where the noise level is 1 (no noise).
   times = jnp.asarray(np.round(np.linspace(start + 1, 0, num_steps + 1)).astype(np.int32))
 
