@@ -5,8 +5,10 @@ UNet's stride by reflection at the bottom and the right, fuses, and crops. The p
 from the image's own size alone, so a fused picture never depends on what else is fused with it.
 """
 
+import functools
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,33 +56,9 @@ class Engine:
     compute_dtype: str = "float32",
     passes_per_step: int | None = None,
   ):
-    timesteps = tuple(config["features"]["timesteps"])
-    schedule = make_schedule(**config["features"]["schedule"])
-    unet = models.build_unet(config["unet"], compute_dtype)
-    head = models.build_fusion_head(
-      config["fusion_head"], config["unet"], len(timesteps), compute_dtype
-    )
     self.stride = 2 ** (len(config["unet"]["multipliers"]) - 1)
     self._params = jax.device_put(params)
-
-    def fuse_noisy(params, noisy_a, noisy_b, noise_levels):
-      return features.fuse_noisy(
-        unet,
-        head,
-        params,
-        noisy_a,
-        noisy_b,
-        noise_levels,
-        source=config["features"]["source"],
-        passes_per_step=passes_per_step,
-      )
-
-    def fuse(params, a, b, keys):
-      noisy = features.noise_sources(schedule, timesteps, a[..., None], b[..., None], keys)
-      return fuse_noisy(params, *noisy)[..., 0]
-
-    self._fuse_noisy = jax.jit(fuse_noisy)
-    self._fuse = jax.jit(fuse)
+    self._fuse_noisy, self._fuse = _compile(json.dumps(config), compute_dtype, passes_per_step)
 
   def fuse_noisy(self, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
     """Fuses [T, B, H, W, 1] noised sources at [T] noise levels into [B, H, W, 1] float32.
@@ -108,3 +86,35 @@ class Engine:
       self._params, np.pad(a, margin, mode="reflect"), np.pad(b, margin, mode="reflect"), keys
     )
     return fused[:, :height, :width]
+
+
+@functools.lru_cache
+def _compile(
+  config_json: str, compute_dtype: str, passes_per_step: int | None
+) -> tuple[Callable[..., Array], Callable[..., Array]]:
+  """Builds the jitted functions; models of one config share what is compiled for them."""
+  config = json.loads(config_json)
+  timesteps = tuple(config["features"]["timesteps"])
+  schedule = make_schedule(**config["features"]["schedule"])
+  unet = models.build_unet(config["unet"], compute_dtype)
+  head = models.build_fusion_head(
+    config["fusion_head"], config["unet"], len(timesteps), compute_dtype
+  )
+
+  def fuse_noisy(params: Any, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
+    return features.fuse_noisy(
+      unet,
+      head,
+      params,
+      noisy_a,
+      noisy_b,
+      noise_levels,
+      source=config["features"]["source"],
+      passes_per_step=passes_per_step,
+    )
+
+  def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
+    noisy = features.noise_sources(schedule, timesteps, a[..., None], b[..., None], keys)
+    return fuse_noisy(params, *noisy)[..., 0]
+
+  return jax.jit(fuse_noisy), jax.jit(fuse)

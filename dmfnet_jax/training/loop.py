@@ -7,7 +7,6 @@ import flax.jax_utils
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 from etils import epath
 
@@ -57,14 +56,21 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   state = create_train_state(
     params, optimizer, ema=config.ema_decay > 0, frozen_params=frozen_params
   )
-  logging.info("Parameters to train:\n%s", parameter_overview.get_parameter_overview(params))
+  say(f"stage {config.stage}: {parameter_overview.count_parameters(params):,} parameters to train")
+  if jax.process_index() == 0:
+    overview = parameter_overview.get_parameter_overview(params)
+    (workdir / "parameters.txt").write_text(overview + "\n")
 
   checkpointer = Checkpointer(workdir, config, config.keep_checkpoints)
   data_position = None
   if checkpointer.latest_step() is not None:
     state, data_position = checkpointer.restore(jax.tree.map(np.asarray, state))
-    say(f"resuming {workdir} at step {int(state.step)}")
   first_step = int(state.step)
+  if first_step >= config.num_train_steps:
+    say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
+    return state
+  if first_step:
+    say(f"resuming {workdir} at step {first_step}")
 
   train_iterator = pipeline.make_train_dataset(
     train_source,
@@ -156,8 +162,7 @@ def evaluate(
   """Means of the loss and its terms over all validation pairs, on all processes."""
   totals: collections.Counter[str] = collections.Counter()
   for batch in batches:
-    arrays = {k: batch[k] for k in ("a", "b", "index", "mask")}
-    sums = eval_step(state, shard(arrays))
+    sums = eval_step(state, shard(batch))
     totals.update({k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()})
   count = totals.pop("count")
   return {name: total / count for name, total in totals.items()}

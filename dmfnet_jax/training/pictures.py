@@ -1,5 +1,6 @@
 """Sample pictures of a run, on a few validation pairs that stay the same throughout."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,13 +40,22 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
   draw = _make_stage1_drawing(config) if config.stage == 1 else _make_stage2_drawing(config)
 
   def sampler(state: TrainState, source: Sequence[Any], path: epath.Path) -> np.ndarray:
-    chosen = np.linspace(0, len(source) - 1, min(_ROWS, len(source))).round().astype(int)
-    picture = draw(state, [source[int(i)] for i in chosen])
+    picture = draw(state, _choose(source))
     path.parent.mkdir(parents=True, exist_ok=True)
     images.write_image(path, picture)
     return picture
 
   return sampler
+
+
+def _choose(source: Sequence[Any]) -> list[Any]:
+  """A few examples from all over the split, of as many modalities as it has."""
+  spread = np.linspace(0, len(source) - 1, min(8 * _ROWS, len(source))).round().astype(int)
+  by_modality: dict[Any, list[Any]] = {}
+  for example in (source[int(i)] for i in spread):
+    by_modality.setdefault(example["modality"], []).append(example)
+  in_turn = itertools.zip_longest(*(by_modality[key] for key in sorted(by_modality)))
+  return [example for group in in_turn for example in group if example is not None][:_ROWS]
 
 
 def _make_stage1_drawing(config: ml_collections.ConfigDict) -> Callable[..., np.ndarray]:
@@ -64,8 +74,8 @@ def _make_stage1_drawing(config: ml_collections.ConfigDict) -> Callable[..., np.
   def draw(state: TrainState, examples: Sequence[Any]) -> np.ndarray:
     rows = []
     for index, example in enumerate(examples):
-      # Both images of a pair are training images: show them in turn.
-      grey = example["a"][..., 0] if index % 2 == 0 else color.rgb_to_luma(example["b"])
+      # Both images of a pair are training images.
+      grey = example["a"][..., 0] if index == 0 else color.rgb_to_luma(example["b"])
       grey = _crop(grey, config)
       clean = jnp.asarray(images.to_float(grey))[..., None]
       noisy, denoised = denoise(state.eval_params, clean)

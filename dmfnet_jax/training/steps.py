@@ -139,13 +139,13 @@ def make_train_step(
 def make_eval_step(loss_fn: LossFn, *, seed: int) -> EvalStep:
   """Returns `eval_step(state, batch) -> sums`, to be pmapped over `AXIS`.
 
-  The batch's `mask` [b] is 0 for padding. The sums are over all devices and include "count", so
-  that the means over a whole split are exact. Noise is folded from (seed, index) only: every
-  evaluation sees the same.
+  The batch's `mask` [b] is 0 for padding, and its `record` [b] the pairs' places in the dataset.
+  The sums are over all devices and include "count", so that the means over a whole split are exact.
+  Noise is folded from (seed, record): every evaluation sees the same, in batches of any size.
   """
 
   def eval_step(state: TrainState, batch: Batch) -> Metrics:
-    keys = example_keys(seed, 0, batch["index"])
+    keys = example_keys(seed, 0, batch["record"])
     loss, terms = loss_fn(state.eval_params, state.frozen_params, batch, keys, False)
     sums = {name: jnp.sum(v * batch["mask"]) for name, v in {"loss": loss, **terms}.items()}
     return jax.lax.psum({**sums, "count": jnp.sum(batch["mask"])}, AXIS)
