@@ -21,6 +21,8 @@ from dmfnet_jax.inference import features
 
 Array = jax.Array
 
+_PIXELS_PER_BATCH = 8 * 256 * 256
+
 
 def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
   """Returns one PRNG key a pair [B], folded from (seed, pair name, draw)."""
@@ -70,22 +72,43 @@ class Engine:
       self._params, jnp.asarray(noisy_a), jnp.asarray(noisy_b), jnp.asarray(noise_levels)
     )
 
-  def fuse(self, a: np.ndarray, b: np.ndarray, keys: Array) -> Array:
-    """Fuses [B, H, W] images a and b with noise from keys [B]; [B, H, W] float32 in (-1, 1).
+  def batch_size(self, height: int, width: int) -> int:
+    """How many pairs of this size go through the networks at a time, unless told otherwise.
 
-    The result is still on the device: the caller decides when to wait for it.
+    One on a CPU, where a batch gains nothing and takes memory; on an accelerator half a million
+    pixels' worth, which the noise draws of both sources make six times as much.
     """
-    height, width = a.shape[1:]
+    if jax.default_backend() == "cpu":
+      return 1
+    return max(1, _PIXELS_PER_BATCH // (height * width))
+
+  def fuse(
+    self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None = None
+  ) -> np.ndarray:
+    """Fuses [B, H, W] images with noise from keys [B]; returns [B, H, W] float32 in (-1, 1).
+
+    Args:
+      a: the MRIs.
+      b: the other modality's lumas.
+      keys: PRNG keys, one a pair.
+      batch_size: pairs at a time; the last of several batches is filled up with repeats, so that
+        nothing is compiled for it.
+    """
+    count, height, width = a.shape
     margin = (
       (0, 0),
       (0, padded_size(height, self.stride) - height),
       (0, padded_size(width, self.stride) - width),
     )
     # On the host: numpy reflects as often as needed where an image is smaller than its margin.
-    fused = self._fuse(
-      self._params, np.pad(a, margin, mode="reflect"), np.pad(b, margin, mode="reflect"), keys
-    )
-    return fused[:, :height, :width]
+    a, b = (np.pad(x, margin, mode="reflect") for x in (a, b))
+    size = min(count, batch_size or self.batch_size(height, width))
+    results = []
+    for start in range(0, count, size):
+      chosen = np.minimum(np.arange(start, start + size), count - 1)
+      results.append(self._fuse(self._params, a[chosen], b[chosen], keys[chosen]))
+    # Nothing was waited for so far: the next batch was prepared while the one before computed.
+    return np.concatenate([np.asarray(x) for x in results])[:count, :height, :width]
 
 
 @functools.lru_cache

@@ -34,6 +34,7 @@ class DMFNet:
     seed: int = 0,
     names: Sequence[str] | None = None,
     samples: int | None = None,
+    batch_size: int | None = None,
   ) -> Any:
     """Fuses one pair or a batch of pairs.
 
@@ -44,6 +45,7 @@ class DMFNet:
       names: [B] names of the pairs (or one string for one pair); by default all are "", so a
         picture is the same alone and in a batch.
       samples: fuse K times with other noise and return the mean and the deviation.
+      batch_size: pairs that go through the networks at a time; by default `Engine.batch_size`.
 
     Returns:
       The fused images, of b's shape and of the inputs' kind of dtype (uint8 or float32 in
@@ -58,20 +60,21 @@ class DMFNet:
     _check(a, b)
     if a.ndim == 2:
       one_name = None if names is None else [names] if isinstance(names, str) else names
-      result = self.fuse(a[None], b[None], seed=seed, names=one_name, samples=samples)
+      result = self.fuse(
+        a[None], b[None], seed=seed, names=one_name, samples=samples, batch_size=batch_size
+      )
       return result[0] if samples is None else (result[0][0], result[1][0])
     if names is None:
       names = [""] * len(a)
     if len(names) != len(a):
       raise UserError(f"{len(names)} names for {len(a)} pairs: give one name a pair")
-    if samples is not None and samples < 1:
-      raise UserError(f"samples must be at least 1, got {samples}")
+    for option, value in (("samples", samples), ("batch_size", batch_size)):
+      if value is not None and value < 1:
+        raise UserError(f"{option} must be at least 1, got {value}")
 
     luma_a, luma_b = _to_signed(a), _to_signed(_luma(b))
-    draws = []
-    for draw in range(samples or 1):
-      draws.append(self._engine.fuse(luma_a, luma_b, pair_keys(seed, names, draw)))
-    fused = np.stack([np.asarray(draw) for draw in draws])
+    draws = [pair_keys(seed, names, draw) for draw in range(samples or 1)]
+    fused = np.stack([self._engine.fuse(luma_a, luma_b, keys, batch_size) for keys in draws])
     image = _with_color(fused.mean(0), b)
     return image if samples is None else (image, fused.std(0) * 127.5)
 
