@@ -33,12 +33,15 @@ setup(
     "flax>=0.12",
     "grain>=0.2.12",
     "jax>=0.10",
+    "matplotlib>=3.9",
     "ml-collections>=1.1",
+    "nibabel>=5.3",
     "nilearn>=0.12",  # carries the ICBM152 templates of the embedded dataset
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
     "pillow>=11",
+    "pydicom>=3.0",
     "safetensors>=0.6",
     "scipy>=1.14",
     "tensorboard>=2.19",  # clu.metric_writers imports it; TensorFlow no longer brings it
@@ -56,6 +59,8 @@ setup(
       "scikit-image>=0.25",  # the oracle of the metrics
     ],
     "torch": ["torch>=2.6"],
+    "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
+    "serve": ["gradio>=5"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
   },
