@@ -9,6 +9,7 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,3 +35,10 @@ def fuse(a: Any, b: Any, *, model: str = "small", seed: int = 0, **options: Any)
   To fuse often, call `load_model` once and use its `fuse`.
   """
   return load_model(model).fuse(a, b, seed=seed, **options)
+
+
+def __getattr__(name: str) -> Any:
+  """Imports `dmfnet_jax.plot` when it is first used."""
+  if name == "plot":
+    return importlib.import_module("dmfnet_jax.plot")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

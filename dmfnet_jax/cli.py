@@ -14,9 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import dmfnet_jax
+from dmfnet_jax import cli_fuse
 from dmfnet_jax.errors import UserError
-
-_MAX_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32 and says nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
   parser = build_parser()
-  args, rest = parser.parse_known_args(argv)
+  args, rest = parser.parse_known_args(cli_fuse.join_windows(argv))
   if rest and not getattr(args, "takes_overrides", False):
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   args.overrides = rest
@@ -90,37 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
   demo = command("demo", _demo, "Fuse a few simulated pairs, with no data to bring, and show them.")
   demo.add_argument("--out", metavar="DIR", default="demo", help="folder to write to (%(default)s)")
 
-  fuse = command("fuse", _fuse, "Fuse two files, or all pairs of two folders.")
-  fuse.add_argument("a", metavar="A", help="MRI: a picture, or a folder of pictures")
-  fuse.add_argument(
-    "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
-  )
-  fuse.add_argument(
-    "-o", "--out", metavar="OUT", required=True, help="a file, or a folder for one STEM.png a pair"
-  )
-  fuse.add_argument(
-    "--model",
-    metavar="NAME|FILE|WORKDIR",
-    default="small",
-    help="a released model, a .safetensors file or a training workdir (%(default)s)",
-  )
-  fuse.add_argument("--seed", type=_whole(0, _MAX_SEED), default=0, help="of the noise (0)")
-  fuse.add_argument(
-    "--batch-size",
-    metavar="N",
-    type=_whole(1),
-    help="pairs fused at a time (by the pictures' size)",
-  )
-  fuse.add_argument(
-    "--samples",
-    metavar="K",
-    type=_whole(1),
-    help="fuse with K noise draws: writes their mean, and their standard deviation in grey levels "
-    "as STEM_std.tiff",
-  )
-  fuse.add_argument(
-    "--strict", action="store_true", help="do not start where a file has no partner"
-  )
+  fuse = command("fuse", _fuse, "Fuse two files or series, or all pairs of two folders.")
+  cli_fuse.add_arguments(fuse)
 
   evaluate = command("evaluate", _evaluate, "Compute the twelve fusion metrics of fused pictures.")
   evaluate.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures")
@@ -153,6 +123,47 @@ def build_parser() -> argparse.ArgumentParser:
     "--find-batch", action="store_true", help="look for the largest batch size that fits"
   )
   _add_config(preflight)
+
+  about = "Write one HTML file to judge fused pictures, or a training run, in any browser."
+  report = command("report", _report, about)
+  report.usage = "%(prog)s (A B FUSED | WORKDIR) -o REPORT.html [options]"
+  report.add_argument(
+    "sources",
+    metavar="SOURCE",
+    nargs="+",
+    help="A B FUSED: three folders whose pictures share their stems, or three pictures; or the "
+    "workdir of a training run",
+  )
+  report.add_argument("-o", "--out", metavar="REPORT.html", required=True, help="to write")
+  report.add_argument("--title", metavar="TEXT", help="the heading (by default the folder's name)")
+  report.add_argument(
+    "--pictures",
+    metavar="N",
+    type=cli_fuse.whole(0),
+    default=500,
+    help="pairs shown in pictures, worst first; the others in the table only (%(default)s)",
+  )
+
+  about = "Serve a page in the browser to fuse a pair: upload or pick, look, download."
+  serve = command("serve", _serve, about)
+  serve.add_argument(
+    "--model",
+    metavar="NAME|FILE|WORKDIR",
+    default="small",
+    help="a released model, a .safetensors file or a training workdir (%(default)s)",
+  )
+  serve.add_argument(
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    help="the address to listen on; 0.0.0.0 lets in whoever reaches this machine (%(default)s)",
+  )
+  serve.add_argument(
+    "--port",
+    type=cli_fuse.whole(0, 65535),
+    default=7860,
+    help="0: the first free one from 7860 on (%(default)s)",
+  )
   return parser
 
 
@@ -164,19 +175,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     help="the recipe; --config.FIELD=VALUE sets one of its fields",
   )
   parser.set_defaults(takes_overrides=True)
-
-
-def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-  """Returns a parser of whole numbers within the bounds."""
-
-  def whole_number(text: str) -> int:
-    value = int(text)
-    if value < minimum or (maximum is not None and value > maximum):
-      bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
-      raise argparse.ArgumentTypeError(f"{value} is out of range: {bounds}")
-    return value
-
-  return whole_number
 
 
 def _config_arguments(args: argparse.Namespace) -> list[str]:
@@ -209,18 +207,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _fuse(args: argparse.Namespace) -> int | None:
   _start_jax()
-  from dmfnet_jax.inference.files import fuse_files
-
-  return fuse_files(
-    args.model,
-    args.a,
-    args.b,
-    args.out,
-    seed=args.seed,
-    batch_size=args.batch_size,
-    samples=args.samples,
-    strict=args.strict,
-  )
+  return cli_fuse.run(args)
 
 
 def _evaluate(args: argparse.Namespace) -> int | None:
@@ -260,3 +247,17 @@ def _preflight(args: argparse.Namespace) -> int | None:
   from dmfnet_jax.training.preflight import preflight
 
   return preflight(parse_config(arguments), args.topology, args.find_batch)
+
+
+def _report(args: argparse.Namespace) -> int:
+  _start_jax()
+  from dmfnet_jax.report import write_report
+
+  return write_report(args.sources, args.out, title=args.title, max_pictures=args.pictures)
+
+
+def _serve(args: argparse.Namespace) -> None:
+  _start_jax()
+  from dmfnet_jax.serve import serve
+
+  serve(args.model, host=args.host, port=args.port)

@@ -1,10 +1,37 @@
 """Fixtures that several test files share."""
 
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
+
+_COMPILATION_CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config):
+  """Spends little on compiling: through the environment, before anything imports JAX.
+
+  What a session compiles is kept, so that no test and no child process compiles it again. And
+  LLVM's optimisations, half of the compile time, are left out: they would pay in longer runs. With
+  XLA_FLAGS set, if to nothing, the tests run what users run.
+  """
+  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
+  config.stash[_COMPILATION_CACHE] = folder
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+def pytest_unconfigure(config):
+  """Removes the session's compiled programs."""
+  config.stash[_COMPILATION_CACHE].cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +47,49 @@ def shared_dir() -> Path:
 def golden_dir() -> Path:
   """Small arrays computed by the published program."""
   return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+  """A prepared `paired_folder`: 7 training and 3 validation pairs of smooth random pictures."""
+  pytest.importorskip("tensorflow", reason="preparing a dataset needs TensorFlow")
+  from dmfnet_jax.data import builders
+
+  root = tmp_path_factory.mktemp("smooth_pairs")
+  rng = np.random.default_rng(0)
+
+  def write(path: Path, *channels: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    smooth = ndimage.gaussian_filter(rng.standard_normal((24, 32, *channels)), 3, axes=(0, 1))
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    Image.fromarray(np.rint(255 * smooth).astype(np.uint8)).save(path)
+
+  for split, count in (("train", 7), ("validation", 3)):
+    for i in range(count):
+      write(root / "pictures" / split / "a" / f"{split}{i}.png")
+      write(root / "pictures" / split / "b" / f"{split}{i}.png", 3)
+  counts = builders.prepare("paired_folder", root / "data", root / "pictures")
+  assert counts == {"train": 7, "validation": 3}
+  return root / "data"
+
+
+@pytest.fixture(scope="session")
+def stage1_run(data_dir, tmp_path_factory) -> tuple[Path, Any]:
+  """A finished run of the tiny Stage I: its workdir and its final state."""
+  return _train(1, data_dir, tmp_path_factory.mktemp("stage1_run"))
+
+
+@pytest.fixture(scope="session")
+def stage2_run(data_dir, stage1_run, tmp_path_factory) -> tuple[Path, Any]:
+  """A finished run of the tiny Stage II on `stage1_run`: its workdir and its final state."""
+  workdir = tmp_path_factory.mktemp("stage2_run")
+  return _train(2, data_dir, workdir, stage1=str(stage1_run[0]))
+
+
+def _train(stage: int, data_dir: Path, workdir: Path, **changes: Any) -> tuple[Path, Any]:
+  # These import JAX, which must not happen before `pytest_configure`.
+  import tiny
+
+  from dmfnet_jax.training.loop import train_and_evaluate
+
+  return workdir, train_and_evaluate(tiny.config(stage, data_dir, **changes), workdir)

@@ -43,7 +43,21 @@ def calls(monkeypatch) -> list[tuple]:
   return recorded
 
 
-FUSE_DEFAULTS = {"seed": 0, "batch_size": None, "samples": None, "strict": False}
+FUSE_DEFAULTS = {
+  "seed": 0,
+  "batch_size": None,
+  "samples": None,
+  "strict": False,
+  "window_a": None,
+  "window_b": None,
+  "lut": None,
+  "axis": None,
+  "resample": False,
+  "rgb": False,
+  "montage": None,
+  "png": False,
+}
+WINDOWS = {"window_a": "-160,240", "window_b": "-1e3,2.5"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
   ("train_and_evaluate", ("the config", "w"), {}),
@@ -63,9 +77,28 @@ TRAINING = [
         (
           "fuse_files",
           ("m.safetensors", "a", "b", "c"),
-          {"seed": 7, "batch_size": 4, "samples": 8, "strict": True},
+          FUSE_DEFAULTS | {"seed": 7, "batch_size": 4, "samples": 8, "strict": True},
         )
       ],
+    ),
+    (
+      "fuse a.nii b.nii -o c.nii --axis 0 --resample --rgb --montage m.png --png --lut pet",
+      1,
+      [
+        (
+          "fuse_files",
+          ("small", "a.nii", "b.nii", "c.nii"),
+          FUSE_DEFAULTS
+          | {"axis": "0", "resample": True, "rgb": True, "montage": "m.png", "png": True}
+          | {"lut": "pet"},
+        )
+      ],
+    ),
+    (
+      # A value with a minus is a value, not an option.
+      "fuse a b -o c --window-a -160,240 --window-b=-1e3,2.5",
+      1,
+      [("fuse_files", ("small", "a", "b", "c"), FUSE_DEFAULTS | WINDOWS)],
     ),
     (
       "evaluate --a a --b b --fused f",
@@ -131,6 +164,8 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("fuse a b -o c --seed 4294967296", "argument --seed: 4294967296 is out of range"),
     ("fuse a b -o c --batch-size 0", "argument --batch-size: 0 is out of range: at least 1"),
     ("fuse a b -o c --samples 0", "argument --samples: 0 is out of range: at least 1"),
+    ("fuse a b -o c --axis 3", "argument --axis: invalid choice: '3'"),
+    ("fuse a b -o c --window-a --png", "argument --window-a: expected one argument"),
     ("evaluate --a a --b b", "required: --fused"),
     ("train --config c.py", "required: --workdir"),
     ("train --workdir w", "required: --config"),

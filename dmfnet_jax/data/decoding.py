@@ -16,6 +16,10 @@ A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. H
 | signed integers, 32-bit integers, float outside [0, 1] | refused: they have no agreed white |
 | more than one page or frame | refused |
 
+`decode_values` is for pictures that are measurements and will be shown through a window: it gives
+the stored numbers instead of scaling or refusing them (16 bits as 0..65535, signed and 32-bit
+integers and floats as they are; where white is stored as 0, the numbers count down from the top).
+
 Geometry: row and column order are kept, and an EXIF orientation, which says that the stored rows
 are not the rows as seen, is applied.
 """
@@ -29,6 +33,8 @@ MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+
+_WAYS_OUT = "save as 8 or 16 bits, or fuse with a window (--window-a, --window-b)"
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -59,11 +65,31 @@ def decode(data: bytes) -> np.ndarray:
   Raises:
     DecodeError: it is broken, or of a kind that is refused.
   """
+  return _open(data, as_values=False)
+
+
+def decode_values(data: bytes) -> np.ndarray:
+  """Decodes the content of one file without scaling what is not of 8 bits.
+
+  Args:
+    data: the whole file.
+
+  Returns:
+    [H, W] of the numbers in the file: uint8, int64 or float32; uint8 [H, W, 3] for a colour one.
+
+  Raises:
+    DecodeError: it is broken, or holds more than one page.
+  """
+  return _open(data, as_values=True)
+
+
+def _open(data: bytes, *, as_values: bool) -> np.ndarray:
+  """Decodes a file and gives every failure a reason."""
   if not data:
     raise DecodeError("the file is empty")
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-      return _decode(image)
+      return _decode(image, as_values)
   except DecodeError:
     raise
   except Image.UnidentifiedImageError as error:
@@ -78,7 +104,7 @@ def decode(data: bytes) -> np.ndarray:
     raise DecodeError(f"broken picture: {reason}") from error
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
   """Returns the array of an opened file."""
   if image.width * image.height > MAX_PIXELS:
     raise DecodeError(_too_large(f"{image.width} x {image.height}"))
@@ -87,8 +113,9 @@ def _decode(image: Image.Image) -> np.ndarray:
     frames = getattr(image, "n_frames", 1)
     raise DecodeError(f"holds {frames} pages or frames: save each as a file of its own")
   tags = getattr(image, "tag_v2", {})
-  if 2 in tags.get(_TIFF_SAMPLE_FORMAT, ()):
-    raise DecodeError("holds signed integers, which have no agreed white: save as 8 or 16 bits")
+  signed = 2 in tags.get(_TIFF_SAMPLE_FORMAT, ())
+  if signed and not as_values:
+    raise DecodeError(f"holds signed integers, which have no agreed white: {_WAYS_OUT}")
   bits = max(tags.get(_TIFF_BITS, (16,)))
   white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
   image.load()
@@ -96,10 +123,12 @@ def _decode(image: Image.Image) -> np.ndarray:
   if orientation in _UPRIGHT:
     image = _keep_format(image, image.transpose(_UPRIGHT[orientation]))
 
+  if as_values and (signed or image.mode.startswith(("I", "F"))):
+    return _stored_values(np.asarray(image), bits, signed, white_is_zero)
   if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
     return _from_deep_grey(np.asarray(image), bits, white_is_zero)
   if image.mode == "I":
-    raise DecodeError("holds 32-bit integers, which have no agreed white: save as 8 or 16 bits")
+    raise DecodeError(f"holds 32-bit integers, which have no agreed white: {_WAYS_OUT}")
   if image.mode == "F":
     return _from_float_grey(np.asarray(image))
   if image.mode == "1" or (image.mode == "L" and not image.has_transparency_data):
@@ -109,6 +138,19 @@ def _decode(image: Image.Image) -> np.ndarray:
   if image.has_transparency_data:
     return _over_black(np.asarray(image.convert("RGBA")))
   return np.array(image.convert("RGB"))
+
+
+def _stored_values(values: np.ndarray, bits: int, signed: bool, white_is_zero: bool) -> np.ndarray:
+  """Undoes Pillow's idea of a sign: its 8 bits have none and its 32 bits always have one."""
+  if values.dtype == np.uint8 and signed:
+    values = values.view(np.int8)
+  elif values.dtype == np.int32 and bits == 32 and not signed:
+    values = values.view(np.uint32)
+  if values.dtype.kind == "f":
+    return -values if white_is_zero else values
+  values = values.astype(np.int64)
+  top = -1 if signed else (1 << bits) - 1
+  return top - values if white_is_zero else values
 
 
 def _from_deep_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.ndarray:
@@ -121,7 +163,7 @@ def _from_deep_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.nd
 def _from_float_grey(values: np.ndarray) -> np.ndarray:
   low, high = float(np.min(values)), float(np.max(values))
   if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
-    raise DecodeError(f"holds float values {low:g} to {high:g}: scale them to [0, 1]")
+    raise DecodeError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
   return np.rint(values * np.float32(255)).astype(np.uint8)
 
 

@@ -83,18 +83,46 @@ def read_image(path: PathLike) -> np.ndarray:
     UserError: the file is missing, unreadable, broken or of a kind that is refused. The message
       begins with the file's name.
   """
-  try:
-    data = as_path(path).read_bytes()
-  except FileNotFoundError:
-    raise UserError(f"{path}: no such file") from None
-  except IsADirectoryError:
-    raise UserError(f"{path}: is a folder, not a picture") from None
-  except OSError as error:
-    raise UserError(f"{path}: cannot read: {_reason(error)}") from error
+  data = read_bytes(path)
   try:
     return decoding.decode(data)
   except decoding.DecodeError as error:
     raise UserError(f"{path}: {error}") from error
+
+
+def read_values(path: PathLike) -> np.ndarray:
+  """Reads one picture file whose numbers are measurements, unscaled: see `decode_values`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    [H, W], uint8, int64 or float32; uint8 [H, W, 3] (red first) for a colour picture.
+
+  Raises:
+    UserError: as `read_image`, but no depth is refused.
+  """
+  data = read_bytes(path)
+  try:
+    return decoding.decode_values(data)
+  except decoding.DecodeError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def read_bytes(path: PathLike) -> bytes:
+  """Reads a whole file.
+
+  Raises:
+    UserError: it is missing, a folder or unreadable; the message begins with its name.
+  """
+  try:
+    return as_path(path).read_bytes()
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file") from None
+  except IsADirectoryError:
+    raise UserError(f"{path}: is a folder, not a file") from None
+  except OSError as error:
+    raise UserError(f"{path}: cannot read: {_reason(error)}") from error
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:
@@ -126,10 +154,22 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
   encoded = io.BytesIO()
   try:
     Image.fromarray(np.ascontiguousarray(image)).save(encoded, **options)
+  except OSError as error:  # such as a side beyond what the format can hold
+    raise UserError(f"{path}: cannot write: {_reason(error)}") from error
+  write_bytes(path, encoded.getvalue())
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+  """Writes a file that appears whole or not at all, as `write_image` does; its folder exists.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
     if "://" in os.fspath(path):
-      target.write_bytes(encoded.getvalue())
+      as_path(path).write_bytes(data)
     else:
-      _write_atomically(target, encoded.getvalue())
+      _write_atomically(pathlib.Path(path), data)
   except OSError as error:
     raise UserError(f"{path}: cannot write: {_reason(error)}") from error
 
@@ -137,7 +177,8 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
 def list_images(folder: PathLike) -> dict[str, Any]:
   """Lists the pictures of a folder, without its subfolders.
 
-  Hidden files and files with other suffixes are left out.
+  Hidden files and files with other suffixes are left out, and so is `STEM_std` where there is a
+  STEM: the deviations that `fuse_files` writes beside its pictures are not pictures to fuse.
 
   Args:
     folder: the folder.
@@ -148,32 +189,47 @@ def list_images(folder: PathLike) -> dict[str, Any]:
   Raises:
     UserError: there is no such folder, or two files have the same stem.
   """
-  found: dict[str, Any] = {}
+  found: dict[str, list[Any]] = {}
+  for path in list_files(folder):
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+      found.setdefault(file_stem(path), []).append(path)
+  for stem in list(found):
+    if stem.endswith("_std") and stem.removesuffix("_std") in found:
+      del found[stem]
+  for paths in found.values():
+    if len(paths) > 1:
+      first, second = sorted(path.name for path in paths)[:2]
+      raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
+  return {stem: found[stem][0] for stem in sorted(found)}
+
+
+def list_files(folder: PathLike) -> list[Any]:
+  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name.
+
+  Raises:
+    UserError: there is no such folder, or it cannot be read.
+  """
   try:
-    for path in _files(folder):
-      if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-        continue
-      stem = file_stem(path)
-      if stem in found:
-        first, second = sorted((found[stem].name, path.name))
-        raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
-      found[stem] = path
+    return sorted(path for path in _files(folder) if not path.name.startswith("."))
   except FileNotFoundError:
     raise UserError(f"{folder}: no such folder") from None
   except NotADirectoryError:
     raise UserError(f"{folder}: is not a folder") from None
   except OSError as error:
     raise UserError(f"{folder}: cannot list: {_reason(error)}") from error
-  return dict(sorted(found.items()))
 
 
 def file_stem(path: Any) -> str:
   """What stands before the last dot of a file's name: the name of its pair.
 
-  In Unicode's composed form (NFC), because macOS stores names decomposed and pairs must still match
-  across systems.
+  Composed, because macOS stores names decomposed and pairs must still match across systems.
   """
-  return unicodedata.normalize("NFC", path.stem)
+  return compose(path.stem)
+
+
+def compose(name: str) -> str:
+  """A name in Unicode's composed form (NFC)."""
+  return unicodedata.normalize("NFC", name)
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

@@ -1,26 +1,26 @@
-"""Fuses picture files: two files, or two folders of any length.
+"""Fuses files: two, or two folders of any length, of pictures and volumes.
 
 Pictures are read in threads ahead of the model and written in threads behind it, so that decoding
 and encoding overlap with the arithmetic. What waits in memory is bounded by a few batches, however
-many pairs there are. A pair that fails is named with its reason and the others go on.
+many pairs there are. Volumes go through `volumes.py`, one after the other. A pair that fails is
+named with its reason and the others go on.
 """
 
 import collections
 import concurrent.futures
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.data import color, images
+from dmfnet_jax.data import images, scaling
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference.batches import is_out_of_memory, pairs_per_batch
+from dmfnet_jax.inference.options import FuseOptions, fingerprint
 from dmfnet_jax.inference.pairs import Pair, match_pairs
+from dmfnet_jax.inference.picture_io import LoadedPair, load_pair, write_pair
 
-# On an accelerator: eight pictures of 256 x 256, which the model's noise draws make 48. On a CPU a
-# batch gains nothing (small model, two cores, 256 x 256: 2.9 s a pair alone, 4.5 s in eights).
-_PIXELS_PER_BATCH = 8 * 256 * 256
 _MAX_WAITING_BATCHES = 4
 
 
@@ -34,28 +34,53 @@ def fuse_files(
   batch_size: int | None = None,
   samples: int | None = None,
   strict: bool = False,
+  window_a: str | None = None,
+  window_b: str | None = None,
+  lut: str | None = None,
+  axis: str | int | None = None,
+  resample: bool = False,
+  rgb: bool = False,
+  montage: images.PathLike | None = None,
+  png: bool = False,
 ) -> int:
-  """Fuses two files, or all pairs of two folders matched by file stem.
+  """Fuses two files or series, or all pairs of two folders matched by file stem.
 
   The fused picture of a pair depends on the model, the two pictures, the seed and the stem (of A's
   file), not on the other pairs nor on the batch size, save that XLA's rounding, which may differ
   between batch sizes, moves a few pixels in a million by one grey level. It is grey where B is grey
   and carries B's colour where B is coloured; of a coloured A the luma is taken. Messages and the
-  progress bar go to stderr.
+  progress bar go to stderr. Volumes (NIfTI files, DICOM files and series) are fused slice by slice:
+  see `volumes.py`. With windows or a colour map, and for volumes always, what the result depends on
+  goes to `STEM.json` beside it, and the windows used are printed.
 
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
-    a: a file or a folder.
+    a: a file, a folder with the DICOM files of a series, or a folder of pictures and volumes.
     b: the same kind.
-    out: for two files a file (by its suffix), or else a folder, which then gets `STEM.png`; for
-      two folders a folder, which gets one `STEM.png` a pair. Folders are made where needed and
-      older results replaced.
+    out: for two pictures a file (by its suffix), or else a folder, which then gets `STEM.png`. For
+      two volumes a NIfTI file (`.nii.gz`, `.nii`), or else a folder: where A is NIfTI it gets
+      `STEM.nii.gz`, where A is DICOM the files of a new series. For two folders a folder, which
+      gets one `STEM.png`, `STEM.nii.gz` or series folder STEM a pair. Folders are made where needed
+      and older results replaced.
     seed: of the noise.
-    batch_size: pairs of one size that are fused at a time; by default one on a CPU and half a
-      million pixels' worth on an accelerator.
-    samples: also fuse with this many noise draws: the picture is their mean, and their standard
-      deviation in grey levels (0..255) goes to `STEM_std.tiff` beside it, 32-bit float.
+    batch_size: pairs or slices of one size that are fused at a time; by default one on a CPU and
+      half a million pixels' worth on an accelerator.
+    samples: also fuse with this many noise draws: the picture is their mean, their standard
+      deviation in grey levels (0..255) goes to `STEM_std.tiff` beside it, 32-bit float, and a
+      picture of it over the fused one to `STEM_std.png`; of a volume to `STEM_std.nii.gz`.
     strict: refuse to start where a file has no partner; otherwise such files are only named.
+    window_a: the values of A that become black and white, "LO,HI", or "auto" for percentiles (see
+      `scaling.percentile_window`). By default pictures are shown as stored, DICOM with the window
+      of the file, volumes without one with percentiles.
+    window_b: the same for B.
+    lut: colours a grey B: a name or a file, see `scaling.read_lut`.
+    axis: of a volume's slices, see `grids.find_plane`; by default axial, or of a single slice.
+    resample: put B on A's grid where they differ.
+    rgb: of volumes, also write the coloured one to `STEM_rgb.nii.gz` (into a DICOM series);
+      without `lut` coloured by `hot`.
+    montage: of a pair of volumes a picture file to write some slices of A, B and the result to; of
+      folders a folder.
+    png: of volumes, also write the slices as pictures, to the folder `STEM_png`.
 
   Returns:
     0, or 1 where some pairs failed.
@@ -64,6 +89,21 @@ def fuse_files(
     UserError: nothing can be done: no such path, no pairs, an unknown model, a result that would
       replace a source. Nothing has been written then.
   """
+  options = FuseOptions(
+    model=str(model_spec),
+    seed=seed,
+    batch_size=batch_size,
+    samples=samples,
+    window_a=None if window_a is None else scaling.parse_window(window_a),
+    window_b=None if window_b is None else scaling.parse_window(window_b),
+    lut=lut,
+    axis=axis,
+    resample=resample,
+    rgb=rgb,
+    montage=montage,
+    png=png,
+  )
+  _ = options.table, options.volume_table  # a mistyped name is noticed here
   pairs, alone = match_pairs(a, b, out, with_std=samples is not None)
   if alone and strict:
     shown = ", ".join(alone[:10]) + (f" and {len(alone) - 10} more" if len(alone) > 10 else "")
@@ -72,48 +112,47 @@ def fuse_files(
     _say(f"warning: no partner for {path}")
   if not pairs:
     raise UserError(f"no file in {a} has a partner of the same stem in {b}")
+  pictures = [pair for pair in pairs if not pair.is_volume]
+  volumes = [pair for pair in pairs if pair.is_volume]
+  if not volumes and (montage is not None or rgb or resample or png or axis is not None):
+    _say("warning: --axis, --resample, --rgb, --montage and --png are for volumes: no effect here")
+  if len(volumes) > 1 and images.as_path(montage or "").suffix.lower() in images.IMAGE_SUFFIXES:
+    raise UserError(f"{montage}: several volumes need a folder for their montages, not a file")
 
   # Here, not above: it loads JAX, and a mistyped path should not wait for that.
   from dmfnet_jax.inference.model import load_model
 
   model = load_model(model_spec)
   images.make_folder(pairs[0].out.parent)
-  run = _Run(model, len(pairs), seed=seed, batch_size=batch_size, samples=samples)
-  run.fuse(pairs)
-  _say(f"{len(pairs) - run.failed} of {len(pairs)} pairs fused into {out}")
-  return 1 if run.failed else 0
+  failed = 0
+  if pictures:
+    run = _Run(model, len(pictures), options)
+    run.fuse(pictures)
+    failed += run.failed
+  if volumes:
+    from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
-
-@dataclasses.dataclass(frozen=True)
-class _Loaded:
-  """The two pictures of a pair: uint8 [H, W], and [H, W] or [H, W, 3]."""
-
-  pair: Pair
-  a: np.ndarray
-  b: np.ndarray
-  a_had_colour: bool
+    failed += fuse_volumes(model, volumes, options)
+  _say(f"{len(pairs) - failed} of {len(pairs)} pairs fused into {out}")
+  return 1 if failed else 0
 
 
 class _Run:
   """The state of one run: what waits to be fused, what waits to be written, what failed."""
 
-  def __init__(
-    self, model: Any, total: int, *, seed: int, batch_size: int | None, samples: int | None
-  ):
-    import jax
+  def __init__(self, model: Any, total: int, options: FuseOptions):
     from tqdm import tqdm
 
-    self._pixels_per_batch = 0 if jax.default_backend() == "cpu" else _PIXELS_PER_BATCH
     self.failed = 0
     self._model = model
-    self._seed = seed
-    self._batch_size = batch_size
-    self._samples = samples
-    self._waiting: dict[tuple[int, ...], list[_Loaded]] = {}  # by B's shape
+    self._options = options
+    self._model_sha256 = fingerprint(model) if options.scales else None
+    self._waiting: dict[tuple[int, ...], list[LoadedPair]] = {}  # by B's shape
     self._limits: dict[tuple[int, ...], int] = {}  # the batch sizes to fill
     self._compiled: dict[tuple[int, ...], int] = {}  # the batch sizes that were fused last
     self._writes: collections.deque = collections.deque()
     self._warned = False
+    self._windows = ""  # as printed last
     # In a log file a bar every half minute is enough.
     interval = 0.1 if sys.stderr.isatty() else 30
     self._bar = tqdm(
@@ -128,6 +167,7 @@ class _Run:
         if loaded.a_had_colour and not self._warned:
           self._say(f"warning: {loaded.pair.a} is coloured: of A only the luma is used")
           self._warned = True
+        self._tell_windows(loaded)
         shape = loaded.b.shape
         self._waiting.setdefault(shape, []).append(loaded)
         if len(self._waiting[shape]) >= self._limit(shape):
@@ -142,14 +182,14 @@ class _Run:
       pool.shutdown(cancel_futures=True)
       self._bar.close()
 
-  def _read(self, pool: concurrent.futures.Executor, pairs: Sequence[Pair]) -> Iterator[_Loaded]:
+  def _read(self, pool: concurrent.futures.Executor, pairs: Sequence[Pair]) -> Iterator[LoadedPair]:
     """Yields the readable pairs in order, a few batches of them being read ahead."""
     reading: collections.deque = collections.deque()
     ahead = 4
     remaining = iter(pairs)
     while True:
       while len(reading) < ahead and (pair := next(remaining, None)) is not None:
-        reading.append((pair, pool.submit(_load, pair)))
+        reading.append((pair, pool.submit(load_pair, pair, self._options)))
       if not reading:
         return
       pair, future = reading.popleft()
@@ -165,8 +205,7 @@ class _Run:
   def _limit(self, shape: tuple[int, ...]) -> int:
     """How many pairs of this shape make a batch."""
     if shape not in self._limits:
-      default = max(1, min(64, self._pixels_per_batch // (shape[0] * shape[1])))
-      self._limits[shape] = self._batch_size or default
+      self._limits[shape] = self._options.batch_size or pairs_per_batch(*shape[:2])
     return self._limits[shape]
 
   def _fullness(self, shape: tuple[int, ...]) -> float:
@@ -184,8 +223,7 @@ class _Run:
           self._fail(loaded.pair, error)
         continue
       except (MemoryError, RuntimeError) as error:
-        # XLA reports a full device as a RuntimeError with this status.
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
           raise
         if self._compiled.pop(shape, 0) > len(batch):
           batches.insert(0, batch)  # once more, not filled up
@@ -198,11 +236,12 @@ class _Run:
           batches[:0] = [batch[:half], batch[half:]]
         continue
       for i, loaded in enumerate(batch):
-        job = pool.submit(_write, loaded.pair, fused[i], None if std is None else std[i])
+        results = fused[i], None if std is None else std[i], self._options, self._model_sha256
+        job = pool.submit(write_pair, loaded, *results)
         self._writes.append((loaded.pair, job))
       self._finish_writes(2 * self._limit(shape))
 
-  def _fuse_batch(self, batch: Sequence[_Loaded]) -> tuple[np.ndarray, np.ndarray | None]:
+  def _fuse_batch(self, batch: Sequence[LoadedPair]) -> tuple[np.ndarray, np.ndarray | None]:
     shape, count = batch[0].b.shape, len(batch)
     # The model is compiled for each batch size: a remainder is cheaper filled up with repeats.
     size = max(count, self._compiled.get(shape, 0))
@@ -210,10 +249,11 @@ class _Run:
     a = np.stack([loaded.a for loaded in batch])
     b = np.stack([loaded.b for loaded in batch])
     names = [loaded.pair.stem for loaded in batch]
-    if self._samples is None:
-      fused, std = self._model.fuse(a, b, seed=self._seed, names=names), None
+    asked: dict[str, Any] = {"seed": self._options.seed, "names": names, "batch_size": size}
+    if self._options.samples is None:
+      fused, std = self._model.fuse(a, b, **asked), None
     else:
-      fused, std = self._model.fuse(a, b, seed=self._seed, names=names, samples=self._samples)
+      fused, std = self._model.fuse(a, b, **asked, samples=self._options.samples)
       std = np.asarray(std, np.float32)[:count]
     self._compiled[shape] = size
     return np.asarray(fused)[:count], std
@@ -228,6 +268,14 @@ class _Run:
       except UserError as error:
         self._fail(pair, error)
 
+  def _tell_windows(self, loaded: LoadedPair) -> None:
+    """Prints the windows that a pair is shown through, where they are not those printed before."""
+    used = {"A": loaded.window_a, "B": loaded.window_b}
+    windows = ", ".join(f"{role} {window}" for role, window in used.items() if window)
+    if windows and windows != self._windows:
+      self._windows = windows
+      self._say(f"pair {loaded.pair.stem}: windows: {windows}")
+
   def _fail(self, pair: Pair, reason: object) -> None:
     self.failed += 1
     self._say(f"error: pair {pair.stem}: {reason}")
@@ -237,24 +285,6 @@ class _Run:
     """Prints a line above the progress bar."""
     self._bar.clear()
     _say(message)
-
-
-def _load(pair: Pair) -> _Loaded:
-  a, b = images.read_image(pair.a), images.read_image(pair.b)
-  if a.shape[:2] != b.shape[:2]:
-    size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))
-    raise UserError(f"A is {size_a} and B {size_b} pixels (width x height): register B to A first")
-  if a.ndim == 2:
-    return _Loaded(pair, a, b, a_had_colour=False)
-  # Grey pictures are often stored with three equal channels: nothing is lost there.
-  return _Loaded(pair, color.rgb_to_luma(a), b, a_had_colour=bool((a != a[..., :1]).any()))
-
-
-def _write(pair: Pair, fused: np.ndarray, std: np.ndarray | None) -> None:
-  # The picture last: where it stands, all of the pair's results stand.
-  if std is not None:
-    images.write_image(pair.out_std, std)
-  images.write_image(pair.out, fused)
 
 
 def _say(message: str) -> None:

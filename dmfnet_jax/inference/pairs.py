@@ -1,4 +1,4 @@
-"""Which pictures belong together and where the fused one goes: by names, none is opened."""
+"""Which sources belong together and where the fused ones go: by names, none is decoded."""
 
 import dataclasses
 import mimetypes
@@ -7,36 +7,81 @@ from typing import Any
 
 from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import sources
+from dmfnet_jax.inference.sources import DICOM, FOLDER, NIFTI, PICTURE
+
+_VOLUMES = (NIFTI, DICOM)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One pair of files and where its result goes."""
+  """One pair of sources and where its result goes: a file, or for a DICOM result a folder."""
 
   stem: str  # also the name that its noise is drawn from
   a: Any
   b: Any
   out: Any
+  kind_a: str = PICTURE
+  kind_b: str = PICTURE
+
+  @property
+  def is_volume(self) -> bool:
+    """Whether A and B are volumes; otherwise both are pictures."""
+    return self.kind_a != PICTURE
+
+  @property
+  def out_kind(self) -> str:
+    """What the result is, which follows from its name."""
+    if sources.is_nifti_name(self.out):
+      return NIFTI
+    return PICTURE if self.out.suffix.lower() in images.IMAGE_SUFFIXES else DICOM
 
   @property
   def out_std(self) -> Any:
     """Where the standard deviation over the noise draws goes."""
-    return self.out.with_name(f"{self.out.stem}_std.tiff")
+    return self.beside("_std.nii.gz" if self.is_volume else "_std.tiff")
+
+  @property
+  def out_map(self) -> Any:
+    """Where the picture of that deviation over the fused picture goes."""
+    return self.beside("_std.png")
+
+  @property
+  def out_rgb(self) -> Any:
+    """Where the coloured volume goes."""
+    return self.beside("_rgb.nii.gz")
+
+  @property
+  def out_record(self) -> Any:
+    """Where it is written what the result depends on."""
+    return self.beside(".json")
+
+  @property
+  def out_slices(self) -> Any:
+    """The folder for the fused slices as pictures."""
+    return self.beside("_png")
+
+  def beside(self, ending: str) -> Any:
+    """A path beside the result: its name without the suffix, and the ending."""
+    kind = self.out_kind
+    name = self.out.name if kind == DICOM else sources.stem_of(kind, self.out)
+    return self.out.with_name(name + ending)
 
 
 def match_pairs(
   a: images.PathLike, b: images.PathLike, out: images.PathLike, *, with_std: bool = False
 ) -> tuple[list[Pair], list[str]]:
-  """Finds the pairs and where their results go, without opening a picture.
+  """Finds the pairs and where their results go, without decoding a file.
 
   Args:
     a: a file or a folder.
     b: the same kind.
     out: see `fuse_files`.
-    with_std: whether a second file a pair will be written.
+    with_std: whether the deviation will be written, too.
 
   Returns:
-    The pairs in the order of their stems, and the files of either folder that have no partner.
+    The pairs in the order of their stems, pictures first, and the files of either folder that have
+    no partner.
 
   Raises:
     UserError: a path does not exist or does not fit the others.
@@ -45,36 +90,77 @@ def match_pairs(
   for path in (path_a, path_b):
     if not path.exists():
       raise UserError(f"{path}: no such file or folder")
-  if path_a.is_dir() != path_b.is_dir():
-    raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
-  names_a_file = path_out.suffix.lower() in images.IMAGE_SUFFIXES and not path_out.is_dir()
+  kind_a, kind_b = sources.kind_of(path_a), sources.kind_of(path_b)
+  if FOLDER in (kind_a, kind_b):
+    if kind_a != kind_b:
+      raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
+    return _match_folders(path_a, path_b, path_out)
+  if (kind_a == PICTURE) != (kind_b == PICTURE):
+    raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
 
-  if path_a.is_dir():
-    if names_a_file or path_out.is_file():
-      raise UserError(f"{out}: two folders need a folder as the output, not a file")
-    if _same(path_out, path_a) or _same(path_out, path_b):
-      raise UserError(f"{out}: the output folder is a source folder: choose another")
-    found_a, found_b = images.list_images(path_a), images.list_images(path_b)
-    pairs = [
-      Pair(stem, found_a[stem], found_b[stem], path_out / f"{stem}.png")
-      for stem in found_a
-      if stem in found_b
-    ]
-    alone = [found_a[stem] for stem in found_a if stem not in found_b]
-    alone += [found_b[stem] for stem in found_b if stem not in found_a]
-    return pairs, [os.fspath(path) for path in alone]
-
-  if not names_a_file:
-    kind, _ = mimetypes.guess_type(path_out.name)
-    if path_out.is_file() or (kind or "").startswith("image/"):
-      suffixes = ", ".join(images.IMAGE_SUFFIXES)
-      raise UserError(f"{out}: cannot write this format: use a folder or one of {suffixes}")
-    path_out = path_out / f"{images.file_stem(path_a)}.png"
-  pair = Pair(images.file_stem(path_a), path_a, path_b, path_out)
-  for target in (pair.out, pair.out_std) if with_std else (pair.out,):
-    if _same(target, path_a) or _same(target, path_b):
-      raise UserError(f"{target}: the output would replace a source: choose another name")
+  path_out = _out_of_one(path_a, kind_a, path_out)
+  pair = Pair(sources.stem_of(kind_a, path_a), path_a, path_b, path_out, kind_a, kind_b)
+  for target in (pair.out, pair.out_std, pair.out_map) if with_std else (pair.out,):
+    _check_target(pair, target)
   return [pair], []
+
+
+def _match_folders(path_a: Any, path_b: Any, out: Any) -> tuple[list[Pair], list[str]]:
+  if out.is_file() or (_names_a_file(out) and not out.is_dir()):
+    raise UserError(f"{out}: two folders need a folder as the output, not a file")
+  if _same(out, path_a) or _same(out, path_b):
+    raise UserError(f"{out}: the output folder is a source folder: choose another")
+  found = []
+  for folder in (path_a, path_b):
+    pictures, volumes = images.list_images(folder), sources.list_volumes(folder)
+    for stem in pictures.keys() & volumes.keys():
+      first, second = sorted((pictures[stem].name, volumes[stem][1].name))
+      raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
+    found.append(({stem: (PICTURE, path) for stem, path in pictures.items()}, volumes))
+
+  pairs, alone = [], []
+  for in_a, in_b in zip(*found, strict=True):  # pictures, then volumes
+    for stem, (kind_a, file_a) in in_a.items():
+      if stem in in_b:
+        kind_b, file_b = in_b[stem]
+        suffix = {PICTURE: ".png", NIFTI: ".nii.gz", DICOM: ""}[kind_a]
+        pairs.append(Pair(stem, file_a, file_b, out / f"{stem}{suffix}", kind_a, kind_b))
+    alone += [path for stem, (_, path) in in_a.items() if stem not in in_b]
+    alone += [path for stem, (_, path) in in_b.items() if stem not in in_a]
+  return pairs, [os.fspath(path) for path in alone]
+
+
+def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
+  """Where the result of one pair goes."""
+  if _names_a_file(out) and not out.is_dir():
+    if kind_a == PICTURE and sources.is_nifti_name(out):
+      raise UserError(f"{out}: pictures fuse into a picture, not into a volume")
+    return out
+  kind, _ = mimetypes.guess_type(out.name)
+  file_name = (kind or "").startswith(("image/", "application/dicom")) and not out.is_dir()
+  if out.is_file() or file_name:
+    if kind_a != PICTURE:
+      raise UserError(
+        f"{out}: cannot write this: use a name in .nii.gz, or a folder (of a DICOM series)"
+      )
+    suffixes = ", ".join(images.IMAGE_SUFFIXES)
+    raise UserError(f"{out}: cannot write this format: use a folder or one of {suffixes}")
+  if kind_a == DICOM:
+    return out if out.name not in ("", "..") else out.resolve()
+  return out / (sources.stem_of(kind_a, path_a) + (".png" if kind_a == PICTURE else ".nii.gz"))
+
+
+def _names_a_file(out: Any) -> bool:
+  return out.suffix.lower() in images.IMAGE_SUFFIXES or sources.is_nifti_name(out)
+
+
+def _check_target(pair: Pair, target: Any) -> None:
+  """Refuses to write over a source, or a series into the folder of one."""
+  taken = [pair.a, pair.b]
+  if pair.out_kind == DICOM:
+    taken += [path.parent for path in taken if not path.is_dir()]
+  if any(_same(target, path) for path in taken):
+    raise UserError(f"{target}: the output would replace a source: choose another name")
 
 
 def _same(path: Any, other: Any) -> bool:

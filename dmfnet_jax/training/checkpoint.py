@@ -50,7 +50,7 @@ class Checkpointer:
         ]
       ),
     )
-    self._manager = ocp.CheckpointManager(workdir / _CHECKPOINTS, options=options)
+    self._manager = ocp.CheckpointManager(_checkpoints(workdir), options=options)
 
   def save(
     self, state: TrainState, data_position: Mapping[str, Any], metrics: Mapping[str, float] | None
@@ -131,7 +131,7 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     UserError: the folder holds no checkpoint.
   """
-  directory = workdir / _CHECKPOINTS
+  directory = _checkpoints(workdir)
   manager = None
   if directory.is_dir():
     options = ocp.CheckpointManagerOptions(
@@ -152,3 +152,9 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   frozen, stage1_config = weights.read_weights(workdir / STAGE1_FILE)
   params = {"unet": frozen["unet"], "fusion_head": trained}
   return params, {**model_config(config), "unet": stage1_config["unet"]}
+
+
+def _checkpoints(workdir: epath.Path) -> epath.Path:
+  """The folder of a run's checkpoints; absolute, as Orbax wants it (`gs://` addresses are)."""
+  folder = workdir / _CHECKPOINTS
+  return folder if folder.is_absolute() else folder.absolute()

@@ -1,6 +1,7 @@
 """The train loop of both stages: `train_and_evaluate` reads from top to bottom."""
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 
 import flax.jax_utils
@@ -107,44 +108,42 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   def due(every: int, step: int) -> bool:
     return step == config.num_train_steps or (every > 0 and step % every == 0)
 
-  pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
-  for step in range(first_step + 1, config.num_train_steps + 1):
-    with report.waiting():
-      batch = next(train_iterator)
-    records = batch.pop("record")
-    state, metrics = train_step(state, shard(batch))
-    # The step before is looked at while this one computes, so that the device never waits.
-    if pending is not None:
-      report.add(*pending)
-    pending = (step, metrics, records)
+  # Closed also where a step is refused or interrupted: a checkpoint under way gets written.
+  with contextlib.closing(checkpointer), contextlib.closing(report), contextlib.closing(writer):
+    pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
+    for step in range(first_step + 1, config.num_train_steps + 1):
+      with report.waiting():
+        batch = next(train_iterator)
+      records = batch.pop("record")
+      state, metrics = train_step(state, shard(batch))
+      # The step before is looked at while this one computes, so that the device never waits.
+      if pending is not None:
+        report.add(*pending)
+      pending = (step, metrics, records)
 
-    save, evaluate_now = (
-      due(config.checkpoint_every_steps, step),
-      due(config.eval_every_steps, step),
-    )
-    sample = due(config.sample_every_steps, step)
-    if save or evaluate_now or sample or due(config.log_every_steps, step):
-      report.add(step, metrics, records)
-      pending = None
-    if due(config.log_every_steps, step):
-      writer.write_scalars(step, report.summary(step))
-    evaluated = None
-    if evaluate_now or save:
-      evaluated = evaluate(eval_step, state, eval_batches)
-      writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
-      report.say(f"step {step}: validation loss {evaluated['loss']:.5f}")
-    if sample:
-      host_state = to_host(state)
-      if jax.process_index() == 0:
-        path = workdir / "samples" / f"step_{step:08d}.png"
-        image = draw_samples(host_state, eval_source, path)
-        writer.write_image(step, "samples", image)
-    if save:
-      checkpointer.save(to_host(state), train_iterator.get_state(), evaluated)
-
-  checkpointer.close()
-  report.close()
-  writer.close()
+      save, evaluate_now = (
+        due(config.checkpoint_every_steps, step),
+        due(config.eval_every_steps, step),
+      )
+      sample = due(config.sample_every_steps, step)
+      if save or evaluate_now or sample or due(config.log_every_steps, step):
+        report.add(step, metrics, records)
+        pending = None
+      if due(config.log_every_steps, step):
+        writer.write_scalars(step, report.summary(step))
+      evaluated = None
+      if evaluate_now or save:
+        evaluated = evaluate(eval_step, state, eval_batches)
+        writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
+        report.add_validation(step, evaluated)
+      if sample:
+        host_state = to_host(state)
+        if jax.process_index() == 0:
+          path = workdir / "samples" / f"step_{step:08d}.png"
+          image = draw_samples(host_state, eval_source, path)
+          writer.write_image(step, "samples", image)
+      if save:
+        checkpointer.save(to_host(state), train_iterator.get_state(), evaluated)
   return to_host(state)
 
 

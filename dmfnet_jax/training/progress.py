@@ -87,10 +87,18 @@ class Report:
     self._count, self._waited, self._since = 0, 0.0, time.monotonic()
     return summary
 
-  def say(self, line: str) -> None:
-    """Prints a line beside the bar."""
-    if not self._quiet:
-      say(line)
+  def add_validation(self, step: int, means: Mapping[str, float]) -> None:
+    """Says the validation loss after a step.
+
+    Raises:
+      UserError: it is not finite: the step itself has spoilt the parameters.
+    """
+    if not np.isfinite(means["loss"]):
+      raise UserError(
+        f"step {step}: the validation loss is {means['loss']}; nothing of it was saved. Lower "
+        "config.optimizer.learning_rate or set clip_norm"
+      )
+    say(f"step {step}: validation loss {means['loss']:.5f}")
 
   def close(self) -> None:
     """Ends the bar."""

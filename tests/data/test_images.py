@@ -209,7 +209,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path, name):
 def test_missing_files_and_folders_are_named(tmp_path):
   with pytest.raises(UserError, match=r"none\.png: no such file"):
     images.read_image(tmp_path / "none.png")
-  with pytest.raises(UserError, match="is a folder, not a picture"):
+  with pytest.raises(UserError, match="is a folder, not a file"):
     images.read_image(tmp_path)
   with pytest.raises(UserError, match="no such folder"):
     images.list_images(tmp_path / "none")

@@ -2,50 +2,15 @@
 
 import os
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_jax.data import color, images
+from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import files
-
-
-class FakeModel:
-  """Takes the larger luma and keeps B's colour; records how it was called."""
-
-  def __init__(self, memory: int = 10**9):
-    self.calls: list[dict] = []
-    self.memory = memory  # pixels that fit a batch
-
-  def fuse(self, a, b, *, seed=0, names=None, samples=None):
-    assert a.dtype == b.dtype == np.uint8
-    assert a.shape == b.shape[:3]
-    if a.size > self.memory:
-      raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-    self.calls.append({"shape": b.shape, "names": list(names), "seed": seed, "samples": samples})
-    luma_b = b if b.ndim == 3 else color.rgb_to_luma(b)
-    # The name and the seed show in the result, as the noise would.
-    mark = np.array([zlib.crc32(f"{seed}/{name}".encode()) % 3 for name in names], np.uint8)
-    fused = np.maximum(a, luma_b) ^ mark[:, None, None]
-    image = fused if b.ndim == 3 else color.replace_luma(b, fused)
-    return image if samples is None else (image, np.full(a.shape, samples / 8, np.float32))
-
-
-@pytest.fixture
-def model(monkeypatch) -> FakeModel:
-  fake = FakeModel()
-
-  def load_model(spec):
-    if spec != "fake":
-      raise UserError(f"{spec}: no released model of this name")
-    return fake
-
-  monkeypatch.setattr("dmfnet_jax.inference.model.load_model", load_model)
-  return fake
 
 
 def _picture(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,18 +76,18 @@ def test_what_waits_is_bounded(tmp_path, model, monkeypatch):
   """As many sizes as pairs: no size fills a batch of eight, and memory must not fill up."""
   a, b = _folders(tmp_path, {f"{i:03d}": (4, 4 + i) for i in range(150)})
   read, most_waiting = [], 0
-  load, fuse = files._load, model.fuse
+  load, fuse = files.load_pair, model.fuse
 
-  def counted_load(pair):
+  def counted_load(pair, options):
     read.append(pair)
-    return load(pair)
+    return load(pair, options)
 
   def counted_fuse(*args, **kwargs):
     nonlocal most_waiting
     most_waiting = max(most_waiting, len(read) - len(model.calls))
     return fuse(*args, **kwargs)
 
-  monkeypatch.setattr(files, "_load", counted_load)
+  monkeypatch.setattr(files, "load_pair", counted_load)
   monkeypatch.setattr(model, "fuse", counted_fuse)
   assert files.fuse_files("fake", a, b, tmp_path / "out", batch_size=8) == 0
   assert most_waiting < 60  # until the last are read: four batches, and those being read ahead
@@ -234,8 +199,10 @@ def test_colour_of_a_is_dropped_with_one_warning(tmp_path, model, capsys):
 def test_samples_write_the_deviation_too(tmp_path, model):
   a, b = _folders(tmp_path, {"1": (6, 5), "2": (6, 5, 3)})
   assert files.fuse_files("fake", a, b, tmp_path / "out", samples=4, batch_size=8) == 0
-  names = {"1.png", "2.png", "1_std.tiff", "2_std.tiff"}
+  names = {f"{stem}{end}" for stem in "12" for end in (".png", "_std.tiff", "_std.png")}
   assert set(os.listdir(tmp_path / "out")) == names
+  # What is beside the pictures is not taken for pictures.
+  assert list(images.list_images(tmp_path / "out")) == ["1", "2"]
   for stem in ("1", "2"):
     with Image.open(tmp_path / "out" / f"{stem}_std.tiff") as image:
       std = np.asarray(image)

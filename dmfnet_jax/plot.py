@@ -1,0 +1,101 @@
+"""Figures for notebooks; needs matplotlib (`pip install "dmfnet_jax[plot]"`).
+
+    fused = model.fuse(mri, pet)
+    dmfnet_jax.plot.panel(mri, pet, fused)
+
+Matplotlib is imported by the first figure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dmfnet_jax.data import color, images
+from dmfnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+
+def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
+  """Draws a pair and its fused picture: A | B | fused | difference.
+
+  The difference is the luma of the fused picture minus the larger of the sources' lumas, in grey
+  levels 0..255: blue where fusion lost brightness, red where it added some, white where it kept
+  the brighter source.
+
+  Args:
+    a: [H, W] or [H, W, 3]: uint8, or float in [-1, 1].
+    b: of the same height and width.
+    fused: of the same height and width, such as `model.fuse` returns.
+    title: over the figure.
+
+  Returns:
+    The figure. It is not registered with pyplot, so a notebook shows it once and nothing has to be
+    closed; `figure.savefig("panel.png")` writes it.
+
+  Raises:
+    UserError: matplotlib is not installed, or the pictures do not fit together.
+  """
+  pictures = [_to_uint8(name, x) for name, x in (("a", a), ("b", b), ("fused", fused))]
+  sizes = [picture.shape[:2] for picture in pictures]
+  if len(set(sizes)) > 1:
+    raise UserError(f"a, b and fused must be of one height and width, got {sizes}")
+  try:
+    from matplotlib import pyplot
+  except ImportError as error:
+    raise UserError('figures need matplotlib: pip install "dmfnet_jax[plot]"') from error
+
+  height, width = sizes[0]
+  # The room beside the pictures holds the titles and the colour bar.
+  figure, axes = pyplot.subplots(
+    1, 4, figsize=(13.2, max(1.5, 3.0 * height / width) + 0.6), layout="constrained"
+  )
+  pyplot.close(figure)  # else a notebook would show it twice, and pyplot keep it for ever
+  for axis, picture, name in zip(axes, pictures, ("A", "B", "fused"), strict=False):
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set_title(name)
+  change = difference(*pictures)
+  limit = max(1, int(np.abs(change).max()))
+  shown = axes[3].imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+  axes[3].set_title("fused − max(A, B)")
+  figure.colorbar(shown, ax=axes[3], shrink=0.8, label="grey levels")
+  for axis in axes:
+    axis.set_axis_off()
+  if title is not None:
+    # Names are shown as they are: a "$" is no formula.
+    figure.suptitle(title, parse_math=False)
+  return figure
+
+
+def difference(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> np.ndarray:
+  """Returns the luma of the fused picture minus the larger of the sources' lumas.
+
+  Args:
+    a: uint8 [H, W] or [H, W, 3].
+    b: the same height and width.
+    fused: the same height and width.
+
+  Returns:
+    int16 [H, W], -255..255.
+  """
+  luma_a, luma_b, luma_fused = (
+    (x if x.ndim == 2 else color.rgb_to_luma(x)).astype(np.int16) for x in (a, b, fused)
+  )
+  return luma_fused - np.maximum(luma_a, luma_b)
+
+
+def _to_uint8(name: str, picture: Any) -> np.ndarray:
+  picture = np.asarray(picture)
+  is_grey_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] == 3)
+  if not is_grey_or_rgb or 0 in picture.shape:
+    raise UserError(f"{name} must be one picture, [H, W] or [H, W, 3], got {picture.shape}")
+  if picture.dtype == np.uint8:
+    return picture
+  # Tolerates rounding; anything else is a picture in another range, such as 0..255 floats.
+  in_range = np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= 1.001)
+  if not in_range:
+    raise UserError(f"{name} must be uint8 or float in [-1, 1], got {picture.dtype}")
+  return images.from_float(picture)

@@ -1,0 +1,70 @@
+"""`dmfnet report`: one HTML file to judge fused pictures, or a training run, in any browser."""
+
+from collections.abc import Sequence
+
+from dmfnet_jax.data import images
+from dmfnet_jax.errors import UserError
+
+MAX_PICTURES = 500
+"""Pairs that are shown in pictures, worst first; about 30 MB at 256 x 256."""
+
+
+def write_report(
+  sources: Sequence[images.PathLike],
+  out: images.PathLike,
+  *,
+  title: str | None = None,
+  max_pictures: int = MAX_PICTURES,
+) -> int:
+  """Writes the report of fused pictures or of a training run.
+
+  The page is one file that needs nothing else: style, scripts and pictures are inside it, and it
+  forbids the browser to load anything from elsewhere.
+
+  Args:
+    sources: either A, B and FUSED (three folders whose pictures share their stems, or three files),
+      or the workdir of a training run.
+    out: the HTML file; its folder is made where missing, an older file replaced.
+    title: the page's heading; by default made from the sources' names.
+    max_pictures: how many pairs, worst first, are shown in pictures; the others have their line in
+      the table of metrics only.
+
+  Returns:
+    0, or 1 where some pairs could not be measured: they are named on the page and on stderr.
+
+  Raises:
+    UserError: the sources are neither, nothing in them can be shown, or `out` cannot be written.
+  """
+  target = images.as_path(out)
+  if target.suffix.lower() not in (".html", ".htm"):
+    raise UserError(f"{out}: a report is a web page: name a file that ends with .html")
+  if len(sources) not in (1, 3):
+    raise UserError(
+      f"{len(sources)} sources: give three, A B FUSED, or one, the workdir of a training run"
+    )
+  failures: dict[str, str] = {}
+  if len(sources) == 1:
+    from dmfnet_jax.report import run
+
+    workdir = images.as_path(sources[0])
+    if not workdir.is_dir():
+      raise UserError(f"{sources[0]}: no such folder")
+    if not run.is_workdir(workdir):
+      raise UserError(
+        f"{sources[0]}: not the workdir of a training run; for fused pictures give A B FUSED"
+      )
+    page = run.run_page(workdir, title=title or f"Training run {workdir.absolute().name}")
+  else:
+    from dmfnet_jax.inference.evaluate import measure
+    from dmfnet_jax.report import pairs
+
+    a, b, fused = sources
+    triples, failures = pairs.collect(a, b, fused)
+    values, failed = measure(triples)
+    failures |= failed
+    page = pairs.pairs_page(
+      triples, values, failures, title=title or f"Fused: {fused}", max_pictures=max_pictures
+    )
+  images.make_folder(target.absolute().parent)
+  images.write_bytes(target, page.encode())
+  return 1 if failures else 0

@@ -1,0 +1,116 @@
+"""The frame that both reports share: one HTML file that asks nothing of any network.
+
+Style and scripts come from `assets/` and are put into the page, pictures are data URIs, and a
+content security policy forbids everything else. Nothing in a page depends on the time or the
+machine: the same input gives the same bytes.
+"""
+
+import base64
+import html
+import importlib.resources
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import dmfnet_jax
+
+_POLICY = (
+  "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+  "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
+
+
+def document(title: str, body: Iterable[str], *, data: Any, scripts: Sequence[str]) -> str:
+  """Puts a page together.
+
+  Args:
+    title: plain text.
+    body: pieces of HTML, escaped where they show text from outside.
+    data: what the scripts (and other programs) read: JSON in the element `data`.
+    scripts: names of files in `assets/`.
+
+  Returns:
+    The HTML file's text.
+  """
+  return "".join(
+    [
+      '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+      f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n',
+      '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+      '<meta name="color-scheme" content="light dark">\n',
+      f'<meta name="generator" content="dmfnet_jax {dmfnet_jax.__version__}">\n',
+      f"<title>{text(title)}</title>\n<style>\n{_asset('report.css')}</style>\n",
+      # Without scripts nothing can be opened, so everything is shown.
+      "<noscript><style>.detail[hidden] { display: table-row } .js { display: none }</style>"
+      "</noscript>\n</head>\n<body>\n",
+      *body,
+      "<footer><p>RESEARCH USE ONLY, not for diagnosis. "
+      f"Made by dmfnet_jax {dmfnet_jax.__version__}.</p></footer>\n",
+      f'<script type="application/json" id="data">{_json(data)}</script>\n',
+      *(f"<script>\n{_asset(name)}</script>\n" for name in scripts),
+      "</body>\n</html>\n",
+    ]
+  )
+
+
+def text(value: object) -> str:
+  """Returns a value as HTML text that is safe in elements and in quoted attributes."""
+  return html.escape(str(value), quote=True)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+  """Formats a number for people: a real minus sign, an infinity sign, a dash for none."""
+  if value is None or math.isnan(value):
+    return "–"
+  if math.isinf(value):
+    return "∞" if value > 0 else "−∞"
+  # Rounding first, lest a small negative number reads -0.0.
+  return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def finite(node: Any) -> Any:
+  """Replaces what JSON cannot hold (NaN and infinities) by None, in dicts, lists and tuples."""
+  if isinstance(node, dict):
+    return {key: finite(value) for key, value in node.items()}
+  if isinstance(node, (list, tuple)):
+    return [finite(value) for value in node]
+  return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def encode(image: np.ndarray, *, lossless: bool, quality: int = 85) -> str:
+  """Returns a picture as a WebP data URI.
+
+  Args:
+    image: uint8 [H, W] or [H, W, 3].
+    lossless: keep every pixel.
+    quality: of the lossy kind, 0..100.
+  """
+  encoded = io.BytesIO()
+  options: dict[str, Any] = {"lossless": True, "method": 3} if lossless else {"quality": quality}
+  Image.fromarray(np.ascontiguousarray(image)).save(encoded, "WEBP", **options)
+  return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def shrink(image: np.ndarray, longest: int) -> np.ndarray:
+  """Returns a uint8 picture whose longer side is at most `longest`, by area averaging."""
+  height, width = image.shape[:2]
+  scale = longest / max(height, width)
+  if scale >= 1:
+    return image
+  size = (max(1, round(width * scale)), max(1, round(height * scale)))
+  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _json(data: Any) -> str:
+  # "<" could end the script element or begin a comment.
+  encoded = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+  return encoded.replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+  return (importlib.resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")

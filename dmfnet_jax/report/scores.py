@@ -1,0 +1,98 @@
+"""How far each pair lies from the mean of its set, and which pairs to look at first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dmfnet_jax.metrics import METRIC_NAMES
+
+LOWER_IS_BETTER = frozenset({"MSE"})
+
+ABOUT = {
+  "EN": "entropy of the fused picture, bits",
+  "MI": "mutual information with the sources, nats",
+  "VIFF": "visual information fidelity, sum over the sources",
+  "Qabf": "edges kept from the sources, 0 to 1",
+  "SSIM": "structural similarity, sum over the sources",
+  "PSNR": "peak signal-to-noise ratio, dB",
+  "CC": "correlation with the sources, mean",
+  "SCD": "sum of the correlations of differences",
+  "SD": "standard deviation of the fused picture, grey levels",
+  "SF": "spatial frequency of the fused picture",
+  "AG": "average gradient of the fused picture",
+  "MSE": "mean squared difference from the sources; lower is better",
+}
+
+Values = Mapping[str, Mapping[str, float]]
+
+
+class Spread(NamedTuple):
+  """How one metric is distributed; NaN where no value is finite."""
+
+  mean: float
+  deviation: float
+  low: float
+  high: float
+
+
+class Score(NamedTuple):
+  """Where one pair stands.
+
+  Attributes:
+    stem: the pair's name.
+    score: the mean of its distances over the metrics of which higher is better; 0 where there are
+      none.
+    distances: for every metric the distance from the mean in standard deviations, its sign such
+      that minus is always worse; NaN where the value or the deviation says nothing.
+  """
+
+  stem: str
+  score: float
+  distances: dict[str, float]
+
+
+def spreads(values: Values) -> dict[str, Spread]:
+  """Returns the `Spread` of every metric over the finite values (sample deviation, n - 1)."""
+  return {name: _spread([pair[name] for pair in values.values()]) for name in METRIC_NAMES}
+
+
+def worst_first(values: Values) -> list[Score]:
+  """Orders pairs for looking at them: by their score, the lowest first; equals by their stems.
+
+  The score leaves the MSE out, which the PSNR stands for already.
+
+  Args:
+    values: stem -> metric -> value; values may be infinite.
+
+  Returns:
+    One `Score` a pair.
+  """
+  known = spreads(values)
+  scores = []
+  for stem, pair in values.items():
+    distances = {name: _distance(name, pair[name], known[name]) for name in METRIC_NAMES}
+    counted = [
+      distance
+      for name, distance in distances.items()
+      if name not in LOWER_IS_BETTER and math.isfinite(distance)
+    ]
+    scores.append(Score(stem, math.fsum(counted) / max(1, len(counted)), distances))
+  return sorted(scores, key=lambda score: (score.score, score.stem))
+
+
+def _spread(values: Sequence[float]) -> Spread:
+  known = np.array([value for value in values if math.isfinite(value)])
+  if not known.size:
+    return Spread(*[math.nan] * 4)
+  deviation = float(known.std(ddof=1)) if known.size > 1 else 0.0
+  return Spread(float(known.mean()), deviation, float(known.min()), float(known.max()))
+
+
+def _distance(name: str, value: float, spread: Spread) -> float:
+  # Equal values differ from their mean by its rounding, which is no distance.
+  if not math.isfinite(value) or not spread.deviation > 1e-6 * max(1e-6, abs(spread.mean)):
+    return math.nan
+  distance = (value - spread.mean) / spread.deviation
+  return -distance if name in LOWER_IS_BETTER else distance

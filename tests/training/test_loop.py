@@ -1,0 +1,240 @@
+"""Whole runs: a resumed run is the uninterrupted one, and a workdir is all that a run needs."""
+
+import json
+import shutil
+
+import numpy as np
+import optax
+import pytest
+import tiny
+from PIL import Image
+
+import dmfnet_jax
+from dmfnet_jax import weights
+from dmfnet_jax.data import pipeline
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.training import pictures, stages
+from dmfnet_jax.training.loop import train_and_evaluate
+from dmfnet_jax.training.progress import Report
+
+TERMS = {1: ["mse_a", "mse_b"], 2: ["gradient", "intensity", "ssim"]}
+TIMES = ("steps_per_second", "images_per_second", "data_wait_fraction")
+
+
+def read_metrics(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(lines):
+  return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def interrupt_at(monkeypatch, step):
+  """Makes the run stop as by Ctrl-C when it looks at the result of a step."""
+  add = Report.add
+
+  def add_or_stop(self, this_step, *args):
+    if this_step == step:
+      raise KeyboardInterrupt
+    add(self, this_step, *args)
+
+  monkeypatch.setattr(Report, "add", add_or_stop)
+
+
+def assert_interrupted_run_resumes(config, workdir, finished, monkeypatch, between=lambda: None):
+  """Stops a run at step 3, resumes it from step 2 and compares it with one that ran through."""
+  with monkeypatch.context() as patch:
+    interrupt_at(patch, 3)
+    with pytest.raises(KeyboardInterrupt):
+      train_and_evaluate(config, workdir)
+  assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+  between()
+  state = train_and_evaluate(config, workdir)
+
+  finished_workdir, finished_state = finished
+  assert int(state.step) == 4
+  tiny.assert_same(state, finished_state)
+  lines, expected = read_metrics(workdir), read_metrics(finished_workdir)
+  assert without_times(lines) == without_times(expected)
+  sample = "samples/step_00000004.png"
+  assert (workdir / sample).read_bytes() == (finished_workdir / sample).read_bytes()
+
+
+def test_stage1_resumes_bit_for_bit(data_dir, stage1_run, tmp_path, monkeypatch):
+  config = tiny.config(1, data_dir)
+  assert_interrupted_run_resumes(config, tmp_path, stage1_run, monkeypatch)
+
+
+def test_stage2_resumes_without_stage1(data_dir, stage1_run, stage2_run, tmp_path, monkeypatch):
+  """The same, where Stage I's workdir is gone meanwhile; then the workdir is a model."""
+  stage1 = tmp_path / "stage1"
+  shutil.copytree(stage1_run[0], stage1)
+  config = tiny.config(2, data_dir, stage1=str(stage1))
+  workdir = tmp_path / "stage2"
+  assert_interrupted_run_resumes(
+    config, workdir, stage2_run, monkeypatch, between=lambda: shutil.rmtree(stage1)
+  )
+
+  model = dmfnet_jax.load_model(str(workdir))
+  best = min(
+    (line for line in read_metrics(workdir) if "validation/loss" in line),
+    key=lambda line: line["validation/loss"],
+  )
+  assert best["step"] == 4  # else the state below is not the best one
+  tiny.assert_same(model.params["fusion_head"], stage2_run[1].ema_params)
+  tiny.assert_same(model.params["unet"], stage1_run[1].ema_params)
+  a, b = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
+  assert np.ptp(model.fuse(a, b).astype(int)) > 0
+
+
+def test_a_finished_run_is_left_as_it_is(data_dir, stage2_run):
+  workdir, state = stage2_run
+  before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
+  lines = (workdir / "metrics.jsonl").read_bytes()
+  tiny.assert_same(train_and_evaluate(tiny.config(2, data_dir), workdir), state)
+  assert {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")} == before
+  assert (workdir / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_trained_leaf_changes(stage, request):
+  """Each parameter has had a finite gradient that is not zero, and has moved."""
+  _, state = request.getfixturevalue(f"stage{stage}_run")
+  config = tiny.config(1) if stage == 1 else tiny.stage2_config()
+  start = tiny.leaves(stages.init_params(config))
+  moments = tiny.leaves(optax.tree.get(state.opt_state, "mu"))
+  for path, leaf in tiny.leaves(state.params).items():
+    assert np.isfinite(moments[path]).all(), path
+    assert np.abs(moments[path]).max() > 0, path
+    assert (leaf != start[path]).any(), path
+    assert leaf.dtype == np.float32, path
+
+
+def test_stage2_leaves_the_unet_alone(stage1_run, stage2_run):
+  workdir, state = stage2_run
+  tiny.assert_same(state.frozen_params, stage1_run[1].ema_params)
+  copy, config = weights.read_weights(workdir / "stage1.safetensors")
+  tiny.assert_same(copy, {"unet": stage1_run[1].ema_params})
+  assert config["unet"]["width"] == 8
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_metrics_file(stage, request):
+  """A line of means each `log_every_steps`, one of validation each `eval_every_steps`."""
+  workdir, _ = request.getfixturevalue(f"stage{stage}_run")
+  lines = read_metrics(workdir)
+  assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
+  training = {"step", "loss", "grad_norm", "learning_rate", *TERMS[stage], *TIMES}
+  validation = {"step", "validation/loss", *(f"validation/{term}" for term in TERMS[stage])}
+  expected = [training, training, validation, training, training, validation]
+  assert [set(line) for line in lines] == expected
+  assert all(np.isfinite(value) for line in lines for value in line.values())
+  assert all(0 <= line["data_wait_fraction"] <= 1 for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize(("stage", "columns"), [(1, 9), (2, 4)])
+def test_samples_are_pictures(stage, columns, request):
+  """A row for each of the three validation pairs, and something to see in every tile."""
+  workdir, _ = request.getfixturevalue(f"stage{stage}_run")
+  (path,) = (workdir / "samples").iterdir()
+  assert path.name == "step_00000004.png"
+  picture = np.asarray(Image.open(path))
+  height, width = picture.shape[:2]
+  assert width >= columns * 32
+  assert height >= 3 * 24
+  # The tiles lie on a regular grid under a line of titles.
+  gap = (width - columns * 32) // (columns + 1)
+  for column in range(columns):
+    left = gap + column * (32 + gap)
+    bottom = picture[-(24 + gap) :, left : left + 32]
+    assert bottom.std() > 5, column
+
+
+@pytest.fixture
+def toy(monkeypatch):
+  """Puts a model of three numbers in the place of the networks: for what the loop itself does."""
+  monkeypatch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
+  monkeypatch.setattr(stages, "init_params", lambda config: tiny.TOY_PARAMS)
+  picture = np.zeros((4, 4, 3), np.uint8)
+  monkeypatch.setattr(pictures, "make_sampler", lambda config: lambda *args: picture)
+
+
+def spoil_batch(monkeypatch, batch_index):
+  """Makes one training batch not a number; returns the list that its records come to."""
+  records = []
+  draw = pipeline.TrainBatches.__next__
+
+  def spoiled(self):
+    batch = draw(self)
+    if self.get_state()["next_batch"] == batch_index + 1:
+      records.extend(batch["record"].tolist())
+      batch["a"] = batch["a"] * np.nan
+    return batch
+
+  monkeypatch.setattr(pipeline.TrainBatches, "__next__", spoiled)
+  return records
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 100])
+def test_nan_names_step_and_records_and_is_not_saved(
+  toy, data_dir, tmp_path, monkeypatch, log_every_steps
+):
+  records = spoil_batch(monkeypatch, 2)
+  config = tiny.config(1, data_dir, log_every_steps=log_every_steps)
+  with pytest.raises(UserError, match=r"step 3: the loss is nan") as caught:
+    train_and_evaluate(config, tmp_path)
+  assert len(records) == 4
+  assert str(records) in str(caught.value)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_parameters_that_a_step_has_blown_up_are_not_saved(toy, data_dir, tmp_path):
+  """The loss of the step was finite; what it left is not, and validation tells."""
+  config = tiny.config(
+    1, data_dir, optimizer__learning_rate=1e30, checkpoint_every_steps=1, ema_decay=0.0
+  )
+  with pytest.raises(UserError, match=r"step 1: the validation loss is (inf|nan);.*learning_rate"):
+    train_and_evaluate(config, tmp_path)
+  assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_another_seed_is_another_run(toy, data_dir, tmp_path):
+  states = [
+    train_and_evaluate(tiny.config(1, data_dir, seed=seed), tmp_path / name)
+    for name, seed in (("first", 0), ("again", 0), ("other", 1))
+  ]
+  tiny.assert_same(states[0], states[1])
+  other = tiny.leaves(states[2].params)
+  for path, leaf in tiny.leaves(states[0].params).items():
+    assert (leaf != other[path]).all(), path
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_another_seed_is_another_start(stage):
+  first, again, other = (
+    tiny.leaves(
+      stages.init_params(tiny.config(1, seed=seed) if stage == 1 else tiny.stage2_config(seed=seed))
+    )
+    for seed in (0, 0, 1)
+  )
+  tiny.assert_same(first, again)
+  for path, leaf in first.items():
+    if path.endswith("kernel"):
+      assert (leaf != other[path]).any(), path
+
+
+def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
+  """Three pairs in batches of one, two (padded) and eight."""
+  values = []
+  for size in (1, 2, 8):
+    config = tiny.config(1, data_dir, eval_batch_size=size, num_train_steps=1)
+    train_and_evaluate(config, tmp_path / str(size))
+    values.append(read_metrics(tmp_path / str(size))[-1]["validation/loss"])
+  assert values[1] == pytest.approx(values[0], rel=1e-6)
+  assert values[2] == pytest.approx(values[0], rel=1e-6)
+
+
+def test_resuming_with_other_data_is_refused(toy, data_dir, tmp_path):
+  train_and_evaluate(tiny.config(1, data_dir, num_train_steps=2), tmp_path)
+  with pytest.raises(UserError, match="cannot resume: the checkpoint's data has batch_size = 4"):
+    train_and_evaluate(tiny.config(1, data_dir, batch_size=2), tmp_path)

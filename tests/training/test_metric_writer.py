@@ -1,0 +1,62 @@
+"""`metrics.jsonl`: one line of JSON a write, and no trace of an attempt that was given up."""
+
+import json
+import sys
+
+import numpy as np
+from etils import epath
+
+from dmfnet_jax.training.metric_writer import MetricWriter
+
+
+def read(workdir):
+  def refuse(text):
+    raise ValueError(f"{text} is not JSON")
+
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def write(workdir, *steps, first_step=0, **scalars):
+  writer = MetricWriter(epath.Path(workdir), first_step)
+  for step in steps:
+    writer.write_scalars(step, scalars or {"loss": np.float32(step / 2)})
+  return writer
+
+
+def test_a_line_is_there_as_soon_as_it_is_written(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  writer = write(tmp_path, 1, 2)
+  assert read(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+  writer.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  write(tmp_path, 1, loss=float("nan"), psnr=float("inf"), mse=1.0).close()
+  assert read(tmp_path) == [{"step": 1, "loss": None, "psnr": None, "mse": 1.0}]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
+  write(tmp_path, 1, 2, 3, 4).close()
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 5, "lo')  # the machine went down
+  write(tmp_path, 3, first_step=2, loss=7.0).close()
+  assert read(tmp_path) == [
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 1.0},
+    {"step": 3, "loss": 7.0},
+  ]
+
+
+def test_tensorboard_is_written_where_tensorflow_is(tmp_path):
+  writer = write(tmp_path, 1)
+  writer.write_image(1, "samples", np.zeros((4, 4, 3), np.uint8))
+  writer.close()
+  try:
+    import tensorflow  # noqa: F401
+  except ImportError:
+    assert not list(tmp_path.glob("events.*"))
+  else:
+    (events,) = tmp_path.glob("events.*")
+    assert b"samples" in events.read_bytes()
