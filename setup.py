@@ -23,7 +23,10 @@ setup(
   python_requires=">=3.11",
   packages=[*find_packages(include=["dmfnet_jax", "dmfnet_jax.*"]), *CONFIGS],
   package_dir=CONFIGS,
-  package_data={"dmfnet_jax.weights": ["*.safetensors", "*.md", "*.png"]},
+  package_data={
+    "dmfnet_jax.report": ["assets/*"],
+    "dmfnet_jax.weights": ["*.safetensors", "*.md", "*.png"],
+  },
   entry_points={"console_scripts": ["dmfnet = dmfnet_jax.cli:main"]},
   install_requires=[
     "absl-py>=2.1",
