@@ -73,7 +73,9 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
     help="also write the coloured volume, STEM_rgb.nii.gz; B in hot without --lut",
   )
   volumes.add_argument(
-    "--montage", metavar="FILE.png", help="also show a few slices of A, B and the result"
+    "--montage",
+    metavar="FILE.png",
+    help="also show a few slices of A, B and the result (of folders: a folder for STEM.png)",
   )
   volumes.add_argument(
     "--png", action="store_true", help="also write every slice as a picture, into STEM_png"

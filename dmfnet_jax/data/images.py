@@ -174,7 +174,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     raise UserError(f"{path}: cannot write: {_reason(error)}") from error
 
 
-def list_images(folder: PathLike) -> dict[str, Any]:
+def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, Any]:
   """Lists the pictures of a folder, without its subfolders.
 
   Hidden files and files with other suffixes are left out, and so is `STEM_std` where there is a
@@ -182,6 +182,7 @@ def list_images(folder: PathLike) -> dict[str, Any]:
 
   Args:
     folder: the folder.
+    files: what `list_files` says of it, where that is known: a folder may hold a million.
 
   Returns:
     `file_stem` -> path, in the order of the stems.
@@ -190,7 +191,7 @@ def list_images(folder: PathLike) -> dict[str, Any]:
     UserError: there is no such folder, or two files have the same stem.
   """
   found: dict[str, list[Any]] = {}
-  for path in list_files(folder):
+  for path in list_files(folder) if files is None else files:
     if path.suffix.lower() in IMAGE_SUFFIXES:
       found.setdefault(file_stem(path), []).append(path)
   for stem in list(found):
@@ -210,7 +211,8 @@ def list_files(folder: PathLike) -> list[Any]:
     UserError: there is no such folder, or it cannot be read.
   """
   try:
-    return sorted(path for path in _files(folder) if not path.name.startswith("."))
+    files = (path for path in _files(folder) if not path.name.startswith("."))
+    return sorted(files, key=lambda path: path.name)  # quicker than comparing paths
   except FileNotFoundError:
     raise UserError(f"{folder}: no such folder") from None
   except NotADirectoryError:

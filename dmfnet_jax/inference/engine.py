@@ -18,10 +18,9 @@ import numpy as np
 from dmfnet_jax import models
 from dmfnet_jax.diffusion.schedule import make_schedule
 from dmfnet_jax.inference import features
+from dmfnet_jax.inference.batches import pairs_per_batch
 
 Array = jax.Array
-
-_PIXELS_PER_BATCH = 8 * 256 * 256
 
 
 def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
@@ -72,16 +71,6 @@ class Engine:
       self._params, jnp.asarray(noisy_a), jnp.asarray(noisy_b), jnp.asarray(noise_levels)
     )
 
-  def batch_size(self, height: int, width: int) -> int:
-    """How many pairs of this size go through the networks at a time, unless told otherwise.
-
-    One on a CPU, where a batch gains nothing and takes memory; on an accelerator half a million
-    pixels' worth, which the noise draws of both sources make six times as much.
-    """
-    if jax.default_backend() == "cpu":
-      return 1
-    return max(1, _PIXELS_PER_BATCH // (height * width))
-
   def fuse(
     self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None = None
   ) -> np.ndarray:
@@ -91,8 +80,8 @@ class Engine:
       a: the MRIs.
       b: the other modality's lumas.
       keys: PRNG keys, one a pair.
-      batch_size: pairs at a time; the last of several batches is filled up with repeats, so that
-        nothing is compiled for it.
+      batch_size: pairs at a time, by default `batches.pairs_per_batch`; the last of several batches
+        is filled up with repeats, so that nothing is compiled for it.
     """
     count, height, width = a.shape
     margin = (
@@ -102,7 +91,7 @@ class Engine:
     )
     # On the host: numpy reflects as often as needed where an image is smaller than its margin.
     a, b = (np.pad(x, margin, mode="reflect") for x in (a, b))
-    size = min(count, batch_size or self.batch_size(height, width))
+    size = min(count, batch_size or pairs_per_batch(height, width))
     results = []
     for start in range(0, count, size):
       chosen = np.minimum(np.arange(start, start + size), count - 1)

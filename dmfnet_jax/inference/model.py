@@ -45,7 +45,8 @@ class DMFNet:
       names: [B] names of the pairs (or one string for one pair); by default all are "", so a
         picture is the same alone and in a batch.
       samples: fuse K times with other noise and return the mean and the deviation.
-      batch_size: pairs that go through the networks at a time; by default `Engine.batch_size`.
+      batch_size: pairs that go through the networks at a time; by default one on a CPU and half a
+        million pixels' worth on an accelerator.
 
     Returns:
       The fused images, of b's shape and of the inputs' kind of dtype (uint8 or float32 in

@@ -60,7 +60,7 @@ class UsedWindow:
   """A window and where it came from."""
 
   window: Window
-  origin: str  # "given", "file", "percentiles 0.5 and 99.5" or "stored range"
+  origin: str  # "given", "file" or "percentiles 0.5 and 99.5"
   unit: str = ""
 
   def __str__(self) -> str:

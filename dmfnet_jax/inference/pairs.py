@@ -90,11 +90,14 @@ def match_pairs(
   for path in (path_a, path_b):
     if not path.exists():
       raise UserError(f"{path}: no such file or folder")
-  kind_a, kind_b = sources.kind_of(path_a), sources.kind_of(path_b)
+  files_a, files_b = (
+    images.list_files(path) if path.is_dir() else None for path in (path_a, path_b)
+  )
+  kind_a, kind_b = sources.kind_of(path_a, files_a), sources.kind_of(path_b, files_b)
   if FOLDER in (kind_a, kind_b):
     if kind_a != kind_b:
       raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
-    return _match_folders(path_a, path_b, path_out)
+    return _match_folders({path_a: files_a or [], path_b: files_b or []}, path_out)
   if (kind_a == PICTURE) != (kind_b == PICTURE):
     raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
 
@@ -105,21 +108,22 @@ def match_pairs(
   return [pair], []
 
 
-def _match_folders(path_a: Any, path_b: Any, out: Any) -> tuple[list[Pair], list[str]]:
+def _match_folders(folders: dict[Any, list[Any]], out: Any) -> tuple[list[Pair], list[str]]:
+  """Matches the files of two folders; of one with itself where both are the same."""
   if out.is_file() or (_names_a_file(out) and not out.is_dir()):
     raise UserError(f"{out}: two folders need a folder as the output, not a file")
-  if _same(out, path_a) or _same(out, path_b):
+  if any(_same(out, folder) for folder in folders):
     raise UserError(f"{out}: the output folder is a source folder: choose another")
   found = []
-  for folder in (path_a, path_b):
-    pictures, volumes = images.list_images(folder), sources.list_volumes(folder)
+  for folder, files in folders.items():
+    pictures, volumes = images.list_images(folder, files), sources.list_volumes(folder, files)
     for stem in pictures.keys() & volumes.keys():
       first, second = sorted((pictures[stem].name, volumes[stem][1].name))
       raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
     found.append(({stem: (PICTURE, path) for stem, path in pictures.items()}, volumes))
 
   pairs, alone = [], []
-  for in_a, in_b in zip(*found, strict=True):  # pictures, then volumes
+  for in_a, in_b in zip(found[0], found[-1], strict=True):  # pictures, then volumes
     for stem, (kind_a, file_a) in in_a.items():
       if stem in in_b:
         kind_b, file_b = in_b[stem]

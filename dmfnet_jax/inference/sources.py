@@ -8,13 +8,17 @@ from dmfnet_jax.errors import UserError
 
 PICTURE, NIFTI, DICOM, FOLDER = "picture", "NIfTI volume", "DICOM series", "folder"
 
-# As in data/nifti.py and data/dicom_headers.py, whose libraries are loaded only where needed.
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# As in data/dicom_headers.py, which loads pydicom.
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
-def kind_of(path: Any) -> str:
+def kind_of(path: Any, files: list[Any] | None = None) -> str:
   """Says what a path is; it exists.
+
+  Args:
+    path: a file or a folder.
+    files: of a folder what `images.list_files` says of it, where that is known.
 
   Returns:
     `PICTURE`, `NIFTI` or `DICOM` for a file (a picture where nothing says otherwise), `DICOM` for a
@@ -22,7 +26,7 @@ def kind_of(path: Any) -> str:
     `FOLDER` for any other.
   """
   if path.is_dir():
-    files = images.list_files(path)
+    files = images.list_files(path) if files is None else files
     if any(_kind_by_name(file) in (PICTURE, NIFTI) for file in files) or not files:
       return FOLDER
     return DICOM if _looks_like_dicom(path) else FOLDER
@@ -32,11 +36,15 @@ def kind_of(path: Any) -> str:
   return by_name
 
 
-def list_volumes(folder: Any) -> dict[str, tuple[str, Any]]:
+def list_volumes(folder: Any, files: list[Any]) -> dict[str, tuple[str, Any]]:
   """Lists the volumes of a folder: NIfTI files, DICOM files, and subfolders that hold a series.
 
   DICOM files here count by their suffix, since a folder may hold thousands of other files. The
   deviations and coloured volumes that fusing writes beside `STEM.nii.gz` are left out.
+
+  Args:
+    folder: the folder.
+    files: what `images.list_files` says of it.
 
   Returns:
     stem -> (kind, path), in the order of the stems.
@@ -45,7 +53,7 @@ def list_volumes(folder: Any) -> dict[str, tuple[str, Any]]:
     UserError: the folder cannot be read, or two volumes have the same stem.
   """
   found: dict[str, tuple[str, Any]] = {}
-  entries = [(_kind_by_name(path), path) for path in images.list_files(folder)]
+  entries = [(_kind_by_name(path), path) for path in files]
   entries += [(DICOM, path) for path in _folders(folder) if _is_series(path)]
   for kind, path in entries:
     if kind not in (NIFTI, DICOM):
@@ -77,7 +85,7 @@ def stem_of(kind: str, path: Any) -> str:
 
 def is_nifti_name(path: Any) -> bool:
   """Whether a path ends as NIfTI files do."""
-  return path.name.lower().endswith(NIFTI_SUFFIXES)
+  return path.name.lower().endswith(_NIFTI_SUFFIXES)
 
 
 def _is_series(folder: Any) -> bool:
@@ -106,4 +114,6 @@ def _folders(folder: Any) -> list[Any]:
   """The subfolders of a local folder that are not hidden; a remote one is not searched."""
   if "://" in os.fspath(folder):
     return []
-  return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+  with os.scandir(folder) as entries:  # it knows what is a folder without asking for each file
+    names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+  return [folder / name for name in names]

@@ -130,7 +130,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
   """Round numbers within a range, about `count` of them."""
   rough = (high - low) / count
   power = 10.0 ** math.floor(math.log10(rough))
-  step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+  step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= 0.7 * rough)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return [index * step for index in range(first, last + 1)]
 

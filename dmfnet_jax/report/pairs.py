@@ -156,7 +156,7 @@ def _table(
     yield "85), to keep this file small: differences of a few grey levels are compression.</p>\n"
   yield _CONTROLS
   heads = "".join(
-    f'<th scope="col"{_sorted(key)}><button type="button" data-key="{key}" '
+    f'<th scope="col" data-name="{key}"{_sorted(key)}><button type="button" data-key="{key}" '
     f'title="{text(scores.ABOUT.get(key, "sort"))}">{key}</button></th>'
     for key in ("name", "score", *METRIC_NAMES)
   )

@@ -103,7 +103,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   draw_samples = pictures.make_sampler(config)
   writer = MetricWriter(workdir, first_step)
   report = Report(config, first_step)
-  state = flax.jax_utils.replicate(state)
+  # Named as the steps' axis, or the second step would be compiled anew for the first one's output.
+  state = flax.jax_utils.replicate(state, axis_name=steps.AXIS)
 
   def due(every: int, step: int) -> bool:
     return step == config.num_train_steps or (every > 0 and step % every == 0)

@@ -1,5 +1,6 @@
 """What each stage trains: its networks, parameters and loss, built from a config."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from dmfnet_jax import models, weights
-from dmfnet_jax.diffusion.schedule import make_schedule
+from dmfnet_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training import steps
 from dmfnet_jax.training.checkpoint import STAGE1_FILE, load_trained
@@ -28,10 +29,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       f"config.batch_size={config.batch_size} is global and must be a multiple of the "
       f"{devices} devices"
     )
-  if config.compute_dtype not in ("float32", "bfloat16"):
-    raise UserError(
-      f"config.compute_dtype is 'float32' or 'bfloat16', not {config.compute_dtype!r}"
-    )
+  _check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
   if config.crop_size < 16 or config.crop_size % 16:
     raise UserError(f"config.crop_size={config.crop_size} must be a multiple of 16")
   for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
@@ -44,6 +42,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
           f"config.unet.norm_groups={config.unet.norm_groups} must divide the width "
           f"{config.unet.width * multiplier}"
         )
+    _check_choice("schedule.name", config.schedule.name, BETA_SCHEDULES)
+    if len(config.timestep_range) != 2:
+      raise UserError(f"config.timestep_range={config.timestep_range} must be two steps")
+    _check_steps("timestep_range", config.timestep_range, config.schedule.num_timesteps)
+  else:
+    features = config.features
+    _check_choice("features.schedule.name", features.schedule.name, BETA_SCHEDULES)
+    _check_choice("features.source", features.source, ("decoder", "encoder"))
+    _check_steps("features.timesteps", features.timesteps, features.schedule.num_timesteps)
+    _check_choice("fusion_head.attention", config.fusion_head.attention, models.ATTENTIONS)
+    _check_choice("fusion_head.multi_scale_reach", config.fusion_head.multi_scale_reach, (0, 1, 2))
+
+
+def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
+  if value not in known:
+    names = ", ".join(repr(name) for name in known)
+    raise UserError(f"config.{field} is one of {names}, not {value!r}")
+
+
+def _check_steps(field: str, steps: Sequence[int], last: int) -> None:
+  # JAX would clamp an index that is out of range, and train on other noise than was asked for.
+  if not steps or list(steps) != sorted(steps) or steps[0] < 1 or steps[-1] > last:
+    raise UserError(f"config.{field}={tuple(steps)} must be ascending steps in 1..{last}")
 
 
 def load_stage1(
@@ -74,6 +95,8 @@ def load_stage1(
       params, stage1_config = weights.read_weights(path)
     else:
       params, stage1_config = weights.read_weights(weights.released_path(config.stage1))
+    if "unet" not in params:
+      raise UserError(f"config.stage1={config.stage1} has no UNet: name a model of Stage I")
     if jax.process_index() == 0:
       weights.save_weights(copy, {"unet": params["unet"]}, {"unet": stage1_config["unet"]})
   config = ml_collections.ConfigDict(config)  # unlocked copy

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from etils import epath
 from PIL import Image
 
 import dmfnet_jax
@@ -14,6 +15,7 @@ from dmfnet_jax import weights
 from dmfnet_jax.data import pipeline
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training import pictures, stages
+from dmfnet_jax.training.checkpoint import load_trained
 from dmfnet_jax.training.loop import train_and_evaluate
 from dmfnet_jax.training.progress import Report
 
@@ -196,6 +198,28 @@ def test_parameters_that_a_step_has_blown_up_are_not_saved(toy, data_dir, tmp_pa
   with pytest.raises(UserError, match=r"step 1: the validation loss is (inf|nan);.*learning_rate"):
     train_and_evaluate(config, tmp_path)
   assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_the_step_is_compiled_once(toy, data_dir, tmp_path, monkeypatch):
+  """Neither the second step nor a later one is traced anew, say for another sharding."""
+  traced = []
+
+  def counting_loss(params, frozen_params, batch, keys, train):
+    traced.append(train)
+    return tiny.toy_loss(params, frozen_params, batch, keys, train)
+
+  monkeypatch.setattr(stages, "make_loss", lambda config: counting_loss)
+  train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+  assert sorted(traced) == [False, True]
+
+
+def test_a_workdir_may_be_relative(toy, data_dir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = tiny.config(1, data_dir, num_train_steps=2)
+  state = train_and_evaluate(config, "runs/toy")
+  params, _ = load_trained(epath.Path("runs/toy"))
+  tiny.assert_same(params["unet"], state.ema_params)
+  tiny.assert_same(train_and_evaluate(config, "runs/toy"), state)
 
 
 def test_another_seed_is_another_run(toy, data_dir, tmp_path):

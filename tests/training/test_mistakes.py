@@ -1,0 +1,110 @@
+"""What `dmfnet train` answers to mistakes: one line that names the field or the file."""
+
+import jax
+import pytest
+import tiny
+
+from dmfnet_jax.cli import main
+from dmfnet_jax.training import loop
+
+
+@pytest.fixture
+def dmfnet_train(capsys, tmp_path):
+  """Runs the command on a config of the checkout; returns the message and checks its form."""
+
+  def run(config, *overrides, code=2):
+    workdir = tmp_path / "run"
+    words = ["train", "--config", config, "--workdir", str(workdir), *overrides]
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dmfnet: error: ")
+    assert captured.err.count("\n") == 1
+    assert not (workdir / "checkpoints").exists()
+    return captured.err
+
+  return run
+
+
+STAGE1, STAGE2 = "configs/tiny_stage1.py", "configs/tiny_stage2.py"
+
+
+@pytest.mark.parametrize(
+  ("config", "override", "message"),
+  [
+    (STAGE1, "--config.batch_sise=4", "no field 'batch_sise'; did you mean 'batch_size'?"),
+    (STAGE1, "--config.unet.widht=4", "no field 'widht'; did you mean 'width'?"),
+    (STAGE1, "--config.batch_size=many", "in the config: "),
+    (STAGE1, "--config.batch_size=2.5", "in the config: "),
+    ("configs/no_such.py", "--config.seed=1", "no config file 'configs/no_such.py'; installed"),
+    (STAGE1, "--config.batch_size=0", "config.batch_size=0 is global and must be a multiple"),
+    (STAGE1, "--config.crop_size=24", "config.crop_size=24 must be a multiple of 16"),
+    (STAGE1, "--config.crop_size=0", "config.crop_size=0 must be a multiple of 16"),
+    (STAGE1, "--config.unet.norm_groups=5", "config.unet.norm_groups=5 must divide the width 16"),
+    (STAGE1, "--config.compute_dtype=float16", "'float32', 'bfloat16', not 'float16'"),
+    (STAGE1, "--config.num_train_steps=0", "config.num_train_steps=0 must be at least 1"),
+    (STAGE1, "--config.schedule.name=cosin", "config.schedule.name is one of 'linear', "),
+    (STAGE1, "--config.timestep_range=(0,400)", "must be ascending steps in 1..2000"),
+    (STAGE1, "--config.timestep_range=(1,2001)", "must be ascending steps in 1..2000"),
+    (STAGE1, "--config.timestep_range=(400,1)", "must be ascending steps in 1..2000"),
+    (STAGE2, "--config.features.timesteps=(5,3000)", "config.features.timesteps=(5, 3000) must"),
+    (STAGE2, "--config.features.timesteps=()", "config.features.timesteps=() must"),
+    (STAGE2, "--config.features.source=middle", "config.features.source is one of 'decoder', "),
+    (STAGE2, "--config.fusion_head.attention=no", "config.fusion_head.attention is one of"),
+    (STAGE1, "--config.dataset=harvard", "unknown dataset 'harvard'; known ones: "),
+    (STAGE1, "--config.data_dir=/nowhere", "no prepared dataset 'mni_pairs' in /nowhere; prepare"),
+  ],
+)
+def test_a_wrong_value_is_named(dmfnet_train, config, override, message):
+  assert message in dmfnet_train(config, override)
+
+
+def test_a_missing_config_lists_what_there_is(dmfnet_train):
+  message = dmfnet_train("configs/stage3.py")
+  assert "stage1.py" in message
+  assert "tiny_stage2.py" in message
+
+
+def test_the_batch_is_divided_among_the_devices(dmfnet_train, monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  message = dmfnet_train(STAGE1)
+  assert "config.batch_size=8 is global and must be a multiple of the 3 devices" in message
+
+
+@pytest.fixture
+def on_tiny_data(data_dir):
+  """Overrides that point a Stage II config at the prepared pairs."""
+  return ["--config.dataset=paired_folder", f"--config.data_dir={data_dir}"]
+
+
+@pytest.mark.parametrize(
+  ("stage1", "message"),
+  [
+    ("", "config.stage1 is empty: name a Stage I workdir or a model file"),
+    ("no_such_model", "unknown model 'no_such_model': give a released name ("),
+    ("{tmp}/missing.safetensors", "cannot read the model file {tmp}/missing.safetensors"),
+    ("{tmp}/empty", "no checkpoint in {tmp}/empty: give the --workdir of a training run"),
+    ("{tmp}/head.safetensors", "{tmp}/head.safetensors has no UNet: name a model of Stage I"),
+  ],
+)
+def test_stage1_must_name_a_unet(dmfnet_train, on_tiny_data, tmp_path, stage1, message):
+  from dmfnet_jax import weights
+
+  (tmp_path / "empty").mkdir()
+  params, config = tiny.model()
+  head = {"fusion_head": params["fusion_head"]}
+  weights.save_weights(tmp_path / "head.safetensors", head, config)
+  stage1 = stage1.format(tmp=tmp_path)
+  error = dmfnet_train(STAGE2, *on_tiny_data, f"--config.stage1={stage1}")
+  assert message.format(tmp=tmp_path) in error
+
+
+def test_the_command_trains_with_overrides(on_tiny_data, tmp_path, monkeypatch):
+  """What reaches the loop: the file's config with the overrides, and the workdir."""
+  reached = []
+  monkeypatch.setattr(loop, "train_and_evaluate", lambda *args: reached.append(args))
+  words = ["train", "--config", STAGE1, "--workdir", "w", *on_tiny_data, "--config.seed=3"]
+  assert main(words) == 0
+  ((config, workdir),) = reached
+  assert workdir == "w"
+  assert (config.seed, config.dataset, config.unet.width) == (3, "paired_folder", 16)
