@@ -56,14 +56,16 @@ setup(
   ],
   extras_require={
     "test": [
+      "gradio>=6.31",  # the page of `dmfnet serve`
       "mypy>=1.15",
       "pytest>=8.3",
       "ruff>=0.14",
       "scikit-image>=0.25",  # the oracle of the metrics
+      "selenium>=4.30",  # report and page in a real browser, where Chromium is installed
     ],
     "torch": ["torch>=2.6"],
     "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
-    "serve": ["gradio>=5"],
+    "serve": ["gradio>=6.31"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
   },

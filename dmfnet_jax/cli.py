@@ -3,8 +3,7 @@
 Only the standard library is imported before a sub-command runs, so that `dmfnet --help` and a
 mistyped option answer at once.
 
-Exit codes: 0 all done; 1 some pairs failed, or a step that does not fit (`preflight`); 2 wrong
-usage, or nothing could be done; 130 interrupted; 141 the reader of the output went away.
+Exit codes: 0 all done; 1 some pairs failed; 2 wrong usage, or nothing could be done; 130 interrupted; 141 the reader of the output went away.
 """
 
 import argparse
@@ -115,14 +114,6 @@ def build_parser() -> argparse.ArgumentParser:
   convert.add_argument("--unet", metavar="UNET.pth", required=True, help="the UNet's file")
   convert.add_argument("--fusion-head", metavar="HEAD.pth", required=True, help="the head's file")
   convert.add_argument("-o", "--out", metavar="MODEL.safetensors", required=True, help="to write")
-
-  about = "Compile a config's training step for a TPU topology without a TPU: does it fit the chip?"
-  preflight = command("preflight", _preflight, about)
-  preflight.add_argument("--topology", metavar="NAME", required=True, help="such as v5e:16x16")
-  preflight.add_argument(
-    "--find-batch", action="store_true", help="look for the largest batch size that fits"
-  )
-  _add_config(preflight)
 
   about = "Write one HTML file to judge fused pictures, or a training run, in any browser."
   report = command("report", _report, about)
@@ -239,14 +230,6 @@ def _convert(args: argparse.Namespace) -> None:
   from dmfnet_jax.interop.torch_weights import convert
 
   convert(args.unet, args.fusion_head, args.out)
-
-
-def _preflight(args: argparse.Namespace) -> int | None:
-  arguments = _config_arguments(args)
-  from dmfnet_jax.training.config import parse_config
-  from dmfnet_jax.training.preflight import preflight
-
-  return preflight(parse_config(arguments), args.topology, args.find_batch)
 
 
 def _report(args: argparse.Namespace) -> int:

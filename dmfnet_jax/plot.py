@@ -1,4 +1,4 @@
-"""Figures for notebooks; needs matplotlib (`pip install "dmfnet_jax[plot]"`).
+"""Figures for notebooks, by matplotlib.
 
     fused = model.fuse(mri, pet)
     dmfnet_jax.plot.panel(mri, pet, fused)
@@ -46,7 +46,7 @@ def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
   try:
     from matplotlib import pyplot
   except ImportError as error:
-    raise UserError('figures need matplotlib: pip install "dmfnet_jax[plot]"') from error
+    raise UserError("figures need matplotlib: pip install matplotlib") from error
 
   height, width = sizes[0]
   # The room beside the pictures holds the titles and the colour bar.

@@ -10,7 +10,7 @@ import dmfnet_jax
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 
-COMMANDS = ["demo", "fuse", "evaluate", "train", "data", "convert", "preflight"]
+COMMANDS = ["demo", "fuse", "evaluate", "train", "data", "convert", "report", "serve"]
 
 
 @pytest.fixture
@@ -31,7 +31,6 @@ def calls(monkeypatch) -> list[tuple]:
     "inference.evaluate": {"evaluate_folders": 0},
     "training.config": {"parse_config": "the config"},
     "training.loop": {"train_and_evaluate": object()},
-    "training.preflight": {"preflight": 1},
     "data.builders": {"prepare": {"train": 3}},
     "interop.torch_weights": {"convert": "a path"},
   }
@@ -127,22 +126,6 @@ TRAINING = [
       0,
       [("convert", ("u.pth", "h.pth", "m.safetensors"), {})],
     ),
-    (
-      "preflight --config c.py --topology v5e:16x16",
-      1,
-      [
-        ("parse_config", (["--config=c.py"],), {}),
-        ("preflight", ("the config", "v5e:16x16", False), {}),
-      ],
-    ),
-    (
-      "preflight --config c.py --topology v5e:2x2 --find-batch --config.batch_size=-1",
-      1,
-      [
-        ("parse_config", (["--config=c.py", "--config.batch_size=-1"],), {}),
-        ("preflight", ("the config", "v5e:2x2", True), {}),
-      ],
-    ),
   ],
 )
 def test_each_command_calls_its_function(calls, command, code, expected):
@@ -174,7 +157,6 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("data", "required: STEP"),
     ("data prepare mni_pairs", "required: --data-dir"),
     ("convert --unet u.pth -o m", "required: --fusion-head"),
-    ("preflight --config c.py", "required: --topology"),
   ],
 )
 def test_wrong_usage_is_exit_code_2(calls, capsys, command, message):

@@ -53,7 +53,7 @@ def write_report(
       raise UserError(
         f"{sources[0]}: not the workdir of a training run; for fused pictures give A B FUSED"
       )
-    page = run.run_page(workdir, title=title or f"Training run {workdir.absolute().name}")
+    page = run.run_page(workdir, title=title or f"Training run {workdir.resolve().name}")
   else:
     from dmfnet_jax.inference.evaluate import measure
     from dmfnet_jax.report import pairs
@@ -65,6 +65,6 @@ def write_report(
     page = pairs.pairs_page(
       triples, values, failures, title=title or f"Fused: {fused}", max_pictures=max_pictures
     )
-  images.make_folder(target.absolute().parent)
+  images.make_folder(target.parent)
   images.write_bytes(target, page.encode())
   return 1 if failures else 0

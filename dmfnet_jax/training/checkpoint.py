@@ -84,8 +84,19 @@ class Checkpointer:
 
     Returns:
       The state (host arrays) and the data position.
+
+    Raises:
+      UserError: the checkpoint is of another model or optimizer.
     """
     step = self._manager.latest_step()
+    saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+    ours, theirs = _structure(self._config), _structure(saved["config"])
+    for field, value in ours.items():
+      if theirs[field] != value:
+        raise UserError(
+          f"cannot resume: the checkpoint has config.{field} = {theirs[field]}, this run has "
+          f"{value}; use the same, or start a new workdir"
+        )
     template = state.replace(frozen_params=None)
     restored = self._manager.restore(
       step,
@@ -152,6 +163,16 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   frozen, stage1_config = weights.read_weights(workdir / STAGE1_FILE)
   params = {"unet": frozen["unet"], "fusion_head": trained}
   return params, {**model_config(config), "unet": stage1_config["unet"]}
+
+
+def _structure(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What a training state's arrays follow from; all else may change when a run is resumed."""
+  sections = ("stage", "unet", "fusion_head", "features")
+  return {key: config.get(key) for key in sections} | {
+    "optimizer.name": config["optimizer"]["name"],
+    "optimizer.clip_norm > 0": config["optimizer"]["clip_norm"] > 0,
+    "ema_decay > 0": config["ema_decay"] > 0,
+  }
 
 
 def _checkpoints(workdir: epath.Path) -> epath.Path:

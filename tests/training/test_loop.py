@@ -152,13 +152,27 @@ def test_samples_are_pictures(stage, columns, request):
     assert bottom.std() > 5, column
 
 
+def put_toy(patch):
+  picture = np.zeros((4, 4, 3), np.uint8)
+  patch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
+  patch.setattr(stages, "init_params", lambda config: tiny.TOY_PARAMS)
+  patch.setattr(pictures, "make_sampler", lambda config: lambda *args: picture)
+
+
 @pytest.fixture
 def toy(monkeypatch):
   """Puts a model of three numbers in the place of the networks: for what the loop itself does."""
-  monkeypatch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
-  monkeypatch.setattr(stages, "init_params", lambda config: tiny.TOY_PARAMS)
-  picture = np.zeros((4, 4, 3), np.uint8)
-  monkeypatch.setattr(pictures, "make_sampler", lambda config: lambda *args: picture)
+  put_toy(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def toy_run(data_dir, tmp_path_factory):
+  """The workdir of two steps of the toy; not to be changed."""
+  workdir = tmp_path_factory.mktemp("toy_run")
+  with pytest.MonkeyPatch.context() as patch:
+    put_toy(patch)
+    train_and_evaluate(tiny.config(1, data_dir, num_train_steps=2), workdir)
+  return workdir
 
 
 def spoil_batch(monkeypatch, batch_index):
@@ -258,7 +272,27 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
   assert values[2] == pytest.approx(values[0], rel=1e-6)
 
 
-def test_resuming_with_other_data_is_refused(toy, data_dir, tmp_path):
-  train_and_evaluate(tiny.config(1, data_dir, num_train_steps=2), tmp_path)
-  with pytest.raises(UserError, match="cannot resume: the checkpoint's data has batch_size = 4"):
-    train_and_evaluate(tiny.config(1, data_dir, batch_size=2), tmp_path)
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"batch_size": 2}, "the checkpoint's data has batch_size = 4, this run has 2"),
+    ({"seed": 1}, "the checkpoint's data has seed = 0, this run has 1"),
+    ({"unet__width": 4}, "the checkpoint has config.unet = {.*'width': 8.*, this run has {"),
+    (
+      {"optimizer__name": "adam"},
+      "the checkpoint has config.optimizer.name = adamw, this run has adam",
+    ),
+    ({"optimizer__clip_norm": 1.0}, "the checkpoint has config.optimizer.clip_norm > 0 = False"),
+    ({"ema_decay": 0.0}, "the checkpoint has config.ema_decay > 0 = True, this run has False"),
+  ],
+)
+def test_resuming_another_run_is_refused(toy, toy_run, data_dir, change, message):
+  with pytest.raises(UserError, match=f"cannot resume: {message}"):
+    train_and_evaluate(tiny.config(1, data_dir, **change), toy_run)
+
+
+def test_resuming_for_longer_is_not(toy, toy_run, data_dir, tmp_path):
+  shutil.copytree(toy_run, tmp_path / "longer")
+  changes = {"num_train_steps": 6, "log_every_steps": 2, "eval_batch_size": 3}
+  state = train_and_evaluate(tiny.config(1, data_dir, **changes), tmp_path / "longer")
+  assert int(state.step) == 6

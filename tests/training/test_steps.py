@@ -214,3 +214,49 @@ def test_an_examples_loss_is_its_own(losses, stage):
     run(batch | {"index": batch["index"] + 1}),
   ):
     assert (np.abs(other / expected - 1) > 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def first_steps():
+  """One step of each stage in each compute dtype, on networks of one level: state and loss."""
+  unet = {"multipliers": (1,), "dropout": 0.0}
+  configs = {
+    1: tiny.config(1, **{f"unet__{name}": value for name, value in unet.items()}),
+    2: tiny.stage2_config(unet),
+  }
+  params = {stage: tiny.draw_params(config) for stage, config in configs.items()}
+  batch = jax.tree.map(lambda x: x[None], make_batch(2))
+
+  def first_step(stage, dtype):
+    config = configs[stage].copy_and_resolve_references()
+    config.compute_dtype = dtype
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step = steps.make_train_step(stages.make_loss(config), optimizer, schedule, seed=0)
+    state = create_train_state(
+      params[stage], optimizer, frozen_params=params[1] if stage == 2 else None
+    )
+    state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    return jax.pmap(step, axis_name=steps.AXIS)(state, batch)
+
+  return first_step
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_bfloat16_computes_nearly_the_same(first_steps, stage):
+  """Parameters, optimizer and losses stay float32, and the gradient points the same way."""
+  (state, metrics), (exact_state, exact_metrics) = (
+    first_steps(stage, dtype) for dtype in ("bfloat16", "float32")
+  )
+  for path, leaf in tiny.leaves((state.params, state.opt_state, metrics)).items():
+    assert leaf.dtype in (np.float32, np.int32), path
+    assert np.isfinite(leaf).all(), path
+  loss, exact = float(metrics["loss"][0]), float(exact_metrics["loss"][0])
+  assert loss == pytest.approx(exact, rel=0.02)
+  assert loss != exact  # else nothing was computed in bfloat16
+  moments, exact_moments = (
+    np.concatenate([x.ravel() for x in tiny.leaves(optax.tree.get(s.opt_state, "mu")).values()])
+    for s in (state, exact_state)
+  )
+  cosine = moments @ exact_moments / np.linalg.norm(moments) / np.linalg.norm(exact_moments)
+  assert cosine > 0.99
