@@ -3,7 +3,8 @@
 Only the standard library is imported before a sub-command runs, so that `dmfnet --help` and a
 mistyped option answer at once.
 
-Exit codes: 0 all done; 1 some pairs failed; 2 wrong usage, or nothing could be done; 130 interrupted; 141 the reader of the output went away.
+Exit codes: 0 all done; 1 some pairs failed; 2 wrong usage, or nothing could be done; 130
+interrupted; 141 the reader of the output went away.
 """
 
 import argparse

@@ -67,8 +67,9 @@ class DMFNet:
       return result[0] if samples is None else (result[0][0], result[1][0])
     if names is None:
       names = [""] * len(a)
-    if len(names) != len(a):
-      raise UserError(f"{len(names)} names for {len(a)} pairs: give one name a pair")
+    if isinstance(names, str) or len(names) != len(a):
+      given = repr(names) if isinstance(names, str) else f"{len(names)} names"
+      raise UserError(f"{given} for {len(a)} pairs: give a list of one name a pair")
     for option, value in (("samples", samples), ("batch_size", batch_size)):
       if value is not None and value < 1:
         raise UserError(f"{option} must be at least 1, got {value}")

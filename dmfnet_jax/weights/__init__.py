@@ -83,7 +83,7 @@ def read_weights(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]
     metadata = header.get("__metadata__", {})
   except (SafetensorError, ValueError) as error:
     raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
-  if metadata.get("format") != FORMAT:
+  if metadata.get("format") != FORMAT or "config" not in metadata:
     raise UserError(f"{path} is not a dmfnet_jax model: its metadata has no format {FORMAT!r}")
   params = traverse_util.unflatten_dict(
     {key: value.astype(np.float32) for key, value in flat.items()}, sep="/"
