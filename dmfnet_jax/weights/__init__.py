@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import traverse_util
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 from safetensors import numpy as safetensors
 
 from dmfnet_jax.errors import UserError
 
 FORMAT = "dmfnet_jax/1"
+
+# `safetensors.numpy` writes bfloat16 but does not read it.
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def released_names() -> list[str]:
@@ -77,7 +81,7 @@ def read_weights(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]
   except OSError as error:
     raise UserError(f"cannot read the model file {path}: {error.strerror or error}") from error
   try:
-    flat = safetensors.load(data)
+    arrays = deserialize(data)
     # The header: its length in 8 bytes, then JSON, with our strings under __metadata__.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
@@ -85,7 +89,10 @@ def read_weights(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]
     raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
   if metadata.get("format") != FORMAT or "config" not in metadata:
     raise UserError(f"{path} is not a dmfnet_jax model: its metadata has no format {FORMAT!r}")
-  params = traverse_util.unflatten_dict(
-    {key: value.astype(np.float32) for key, value in flat.items()}, sep="/"
-  )
-  return params, json.loads(metadata["config"])
+  flat = {}
+  for name, array in arrays:
+    if array["dtype"] not in _DTYPES:
+      raise UserError(f"{path} is not a dmfnet_jax model: {name} is of type {array['dtype']}")
+    values = np.frombuffer(array["data"], _DTYPES[array["dtype"]]).reshape(array["shape"])
+    flat[name] = values.astype(np.float32)
+  return traverse_util.unflatten_dict(flat, sep="/"), json.loads(metadata["config"])

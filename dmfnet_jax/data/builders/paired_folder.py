@@ -66,8 +66,16 @@ class PairedFolder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     if self._dirs:
       pairs = divide_by_hash(builders.match_stems(*self._dirs))
+      divided_here = True
     else:
-      pairs = find_pairs(builders.manual_folder(self, dl_manager))
+      manual_dir = builders.manual_folder(self, dl_manager)
+      pairs = find_pairs(manual_dir)
+      divided_here = not (manual_dir / "train").is_dir()
+    if divided_here:
+      self.notes = (
+        "every tenth file or so is for validation; where a patient has several slices, put whole "
+        "patients into train/ and validation/ instead",
+      )
     return {split: self._generate_examples(members) for split, members in pairs.items() if members}
 
   def _generate_examples(self, pairs):
