@@ -8,6 +8,7 @@ higher, warmed-up and decaying rate, with clipping and a moving average.
 """
 
 import ml_collections
+
 from dmfnet_jax.configs import stage1
 
 

@@ -7,6 +7,7 @@
 """
 
 import ml_collections
+
 from dmfnet_jax.configs import stage2
 
 

@@ -5,6 +5,7 @@ dmfnet train --config configs/tiny_stage1.py --workdir runs/tiny_stage1
 """
 
 import ml_collections
+
 from dmfnet_jax.configs import stage1
 
 

@@ -5,6 +5,7 @@
 """
 
 import ml_collections
+
 from dmfnet_jax.configs import small_stage2
 
 
