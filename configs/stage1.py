@@ -13,7 +13,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   """Returns the locked config."""
   config = ml_collections.ConfigDict()
-  config.stage = 1
+  config.stage = 1  # the UNet
 
   # Data.
   config.dataset = "harvard_mmif"  # a builder's name: mni_pairs, harvard_mmif, paired_folder
@@ -22,39 +22,39 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_workers = 0  # reading processes; 0: threads of the main process
 
   # The run.
-  config.seed = 0
+  config.seed = 0  # of the parameters, the data's order and cuts, noise and dropout
   config.batch_size = 1  # pairs a step, over all devices
-  config.num_train_steps = 630_000
+  config.num_train_steps = 630_000  # the whole length, resumed or not
   config.compute_dtype = "float32"  # or "bfloat16"; parameters, norms and losses stay float32
   config.remat = False  # recompute activations in the backward pass: less memory, more time
-  config.log_every_steps = 100
+  config.log_every_steps = 100  # a line of means in metrics.jsonl
   config.eval_every_steps = 5_000  # validation loss
   config.sample_every_steps = 5_000  # pictures in workdir/samples
-  config.checkpoint_every_steps = 5_000
+  config.checkpoint_every_steps = 5_000  # with the validation loss, by which the best is kept
   config.keep_checkpoints = 3  # the newest ones; the best is kept besides
-  config.eval_batch_size = 8
+  config.eval_batch_size = 8  # pairs over all devices; rounded up to a multiple of them
 
   # The model.
   config.unet = ml_collections.ConfigDict()
-  config.unet.width = 128
+  config.unet.width = 128  # channels of the finest level
   config.unet.multipliers = (1, 1, 1, 1, 2)  # each level's width over `width`, fine to coarse
-  config.unet.num_res_blocks = 2
-  config.unet.norm_groups = 32
-  config.unet.dropout = 0.2
+  config.unet.num_res_blocks = 2  # a level on the way down; one more on the way up
+  config.unet.norm_groups = 32  # of every normalisation; must divide every level's width
+  config.unet.dropout = 0.2  # share of activations dropped in every block
   config.unet.attention_levels = ()  # levels that attend besides the middle; 0 is the finest
 
   # Diffusion.
   config.schedule = ml_collections.ConfigDict()
-  config.schedule.name = "cosine"
-  config.schedule.num_timesteps = 2000
+  config.schedule.name = "cosine"  # or linear, quad, const, jsd, warmup10, warmup50
+  config.schedule.num_timesteps = 2000  # T
   config.schedule.start = 1e-6  # first and last beta, where the schedule has them
-  config.schedule.end = 1e-2
+  config.schedule.end = 1e-2  # see start
   config.timestep_range = (1, 2000)  # t is uniform in it, ends included
 
   # The optimizer.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = "adamw"  # or "adam"
-  config.optimizer.learning_rate = 1e-5
+  config.optimizer.learning_rate = 1e-5  # the highest, after the warm-up
   config.optimizer.weight_decay = 0.01  # adamw only
   config.optimizer.warmup_steps = 0  # linear, from zero
   config.optimizer.decay = "constant"  # or "cosine", to zero at the last step

@@ -13,7 +13,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   """Returns the locked config."""
   config = ml_collections.ConfigDict()
-  config.stage = 2
+  config.stage = 2  # the fusion head
   config.stage1 = ""  # the UNet: a Stage I workdir, a model file or a released name
 
   # Data.
@@ -23,17 +23,17 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_workers = 0  # reading processes; 0: threads of the main process
 
   # The run.
-  config.seed = 0
+  config.seed = 0  # of the parameters, the data's order and cuts, noise and dropout
   config.batch_size = 1  # pairs a step, over all devices
-  config.num_train_steps = 300 * 662
+  config.num_train_steps = 300 * 662  # 300 epochs of the Harvard split
   config.compute_dtype = "float32"  # or "bfloat16"; parameters, norms and losses stay float32
   config.remat = False  # recompute activations in the backward pass: less memory, more time
-  config.log_every_steps = 100
+  config.log_every_steps = 100  # a line of means in metrics.jsonl
   config.eval_every_steps = 5_000  # validation loss
   config.sample_every_steps = 5_000  # pictures in workdir/samples
-  config.checkpoint_every_steps = 5_000
+  config.checkpoint_every_steps = 5_000  # with the validation loss, by which the best is kept
   config.keep_checkpoints = 3  # the newest ones; the best is kept besides
-  config.eval_batch_size = 4
+  config.eval_batch_size = 4  # pairs over all devices; rounded up to a multiple of them
 
   # The model.
   config.fusion_head = ml_collections.ConfigDict()
@@ -45,10 +45,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.features.timesteps = (5, 10, 20)  # ascending
   config.features.source = "decoder"  # or "encoder"
   config.features.schedule = ml_collections.ConfigDict()  # not Stage I's: linear in the paper
-  config.features.schedule.name = "linear"
-  config.features.schedule.num_timesteps = 2000
-  config.features.schedule.start = 1e-6
-  config.features.schedule.end = 1e-2
+  config.features.schedule.name = "linear"  # any that Stage I may have
+  config.features.schedule.num_timesteps = 2000  # T
+  config.features.schedule.start = 1e-6  # first beta
+  config.features.schedule.end = 1e-2  # last beta
 
   # The loss.
   config.loss = ml_collections.ConfigDict()
@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
   # The optimizer.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = "adam"  # or "adamw"
-  config.optimizer.learning_rate = 1e-4
+  config.optimizer.learning_rate = 1e-4  # the highest, after the warm-up
   config.optimizer.weight_decay = 0.0  # adamw only
   config.optimizer.warmup_steps = 0  # linear, from zero
   config.optimizer.decay = "constant"  # or "cosine", to zero at the last step

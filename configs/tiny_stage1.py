@@ -1,4 +1,4 @@
-"""Stage I in half a minute on two CPU cores: to try the program, not to fuse well.
+"""Stage I in about a minute on two CPU cores: to try the program, not to fuse well.
 
 dmfnet data prepare mni_pairs --data-dir data
 dmfnet train --config configs/tiny_stage1.py --workdir runs/tiny_stage1
@@ -17,13 +17,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.unet.norm_groups = 8
   config.unet.dropout = 0.0  # its random bits would double the compile time of so short a run
   config.crop_size = 64
-  config.batch_size = 8
-  config.num_train_steps = 150
+  config.batch_size = 4
+  config.num_train_steps = 160
   config.timestep_range = (1, 400)  # fusion looks at slight noise only
-  config.log_every_steps = 25
-  config.eval_every_steps = 75
-  config.sample_every_steps = 150
-  config.checkpoint_every_steps = 75
+  config.log_every_steps = 20
+  config.eval_every_steps = 160
+  config.sample_every_steps = 160
+  config.checkpoint_every_steps = 80
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 10
   config.optimizer.decay = "cosine"

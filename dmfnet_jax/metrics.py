@@ -329,19 +329,10 @@ def _all_in_chunks(*images: Array) -> dict[str, Array]:
 
 
 def _all_at_once(a: Array, b: Array, fused: Array) -> dict[str, Array]:
-  en, mi = _information(a, b, fused)
-  cc, scd = _correlations(a, b, fused)
-  return {
-    "EN": en,
-    "MI": mi,
-    "VIFF": viff(a, b, fused),
-    "Qabf": qabf(a, b, fused),
-    "SSIM": ssim(a, b, fused),
-    "PSNR": psnr(a, b, fused),
-    "CC": cc,
-    "SCD": scd,
-    "SD": standard_deviation(fused),
-    "SF": spatial_frequency(fused),
-    "AG": average_gradient(fused),
-    "MSE": mse(a, b, fused),
-  }
+  of_three = {"VIFF": viff, "Qabf": qabf, "SSIM": ssim, "PSNR": psnr, "MSE": mse}
+  of_fused = {"SD": standard_deviation, "SF": spatial_frequency, "AG": average_gradient}
+  values = {name: apart(function, a, b, fused) for name, function in of_three.items()}
+  values |= {name: apart(function, fused) for name, function in of_fused.items()}
+  values["EN"], values["MI"] = apart(_information, a, b, fused)
+  values["CC"], values["SCD"] = _correlations(a, b, fused)
+  return values

@@ -26,7 +26,7 @@ def dmfnet_train(capsys, tmp_path):
   return run
 
 
-STAGE1, STAGE2 = "configs/tiny_stage1.py", "configs/tiny_stage2.py"
+STAGE1, STAGE2 = "configs/stage1.py", "configs/stage2.py"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ STAGE1, STAGE2 = "configs/tiny_stage1.py", "configs/tiny_stage2.py"
     (STAGE1, "--config.batch_size=0", "config.batch_size=0 is global and must be a multiple"),
     (STAGE1, "--config.crop_size=24", "config.crop_size=24 must be a multiple of 16"),
     (STAGE1, "--config.crop_size=0", "config.crop_size=0 must be a multiple of 16"),
-    (STAGE1, "--config.unet.norm_groups=5", "config.unet.norm_groups=5 must divide the width 16"),
+    (STAGE1, "--config.unet.norm_groups=5", "config.unet.norm_groups=5 must divide the width 128"),
     (STAGE1, "--config.compute_dtype=float16", "'float32', 'bfloat16', not 'float16'"),
     (STAGE1, "--config.num_train_steps=0", "config.num_train_steps=0 must be at least 1"),
     (STAGE1, "--config.schedule.name=cosin", "config.schedule.name is one of 'linear', "),
@@ -52,7 +52,11 @@ STAGE1, STAGE2 = "configs/tiny_stage1.py", "configs/tiny_stage2.py"
     (STAGE2, "--config.features.source=middle", "config.features.source is one of 'decoder', "),
     (STAGE2, "--config.fusion_head.attention=no", "config.fusion_head.attention is one of"),
     (STAGE1, "--config.dataset=harvard", "unknown dataset 'harvard'; known ones: "),
-    (STAGE1, "--config.data_dir=/nowhere", "no prepared dataset 'mni_pairs' in /nowhere; prepare"),
+    (
+      STAGE1,
+      "--config.data_dir=/nowhere",
+      "no prepared dataset 'harvard_mmif' in /nowhere; prepare",
+    ),
   ],
 )
 def test_a_wrong_value_is_named(dmfnet_train, config, override, message):
@@ -67,7 +71,7 @@ def test_a_missing_config_lists_what_there_is(dmfnet_train):
 
 def test_the_batch_is_divided_among_the_devices(dmfnet_train, monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 3)
-  message = dmfnet_train(STAGE1)
+  message = dmfnet_train(STAGE1, "--config.batch_size=8")
   assert "config.batch_size=8 is global and must be a multiple of the 3 devices" in message
 
 
@@ -107,4 +111,4 @@ def test_the_command_trains_with_overrides(on_tiny_data, tmp_path, monkeypatch):
   assert main(words) == 0
   ((config, workdir),) = reached
   assert workdir == "w"
-  assert (config.seed, config.dataset, config.unet.width) == (3, "paired_folder", 16)
+  assert (config.seed, config.dataset, config.unet.width) == (3, "paired_folder", 128)
