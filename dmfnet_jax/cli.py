@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   # Pillow's remarks on damaged files, whose errors we report, would stand between our own lines.
   warnings.filterwarnings("ignore", module=r"PIL\.")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # nor are TensorFlow's start-up notes ours
   try:
     code = _run(sys.argv[1:] if argv is None else argv)
     sys.stdout.flush()  # here, so that a closed pipe is noticed inside this `try`
@@ -185,8 +186,12 @@ def _config_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def _start_jax() -> None:
+  from absl import logging
+
   from dmfnet_jax.backend import enable_compilation_cache
 
+  # Below that, TFDS and Orbax remark on their own settings.
+  logging.set_verbosity(logging.ERROR)
   enable_compilation_cache()
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
+
+from dmfnet_jax.training.progress import say
 
 
 class MetricWriter:
@@ -35,7 +36,7 @@ class MetricWriter:
 
       self._tensorboard = metric_writers.SummaryWriter(str(workdir))
     else:
-      logging.info("No TensorFlow or TensorBoard here: metrics go to metrics.jsonl only.")
+      say("no TensorFlow or TensorBoard here: metrics go to metrics.jsonl only")
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends one line {"step": step, name: value, ...}; values must be finite to be JSON."""
