@@ -67,6 +67,7 @@ def losses(workdir):
   return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_four_devices_train_what_one_trains(stage, four_devices, request):
   """Dropout, noise and the padded last batch of the evaluation included."""
@@ -82,6 +83,7 @@ def test_four_devices_train_what_one_trains(stage, four_devices, request):
     np.testing.assert_allclose(params[path], leaf, rtol=1e-4, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_without_tensorflow_there_are_metrics_but_no_tensorboard(four_devices):
   for stage in (1, 2):
     names = {path.name for path in (four_devices / f"stage{stage}").iterdir()}
