@@ -1,7 +1,9 @@
 """Stage I in about a minute on two CPU cores: to try the program, not to fuse well.
 
-dmfnet data prepare mni_pairs --data-dir data
-dmfnet train --config configs/tiny_stage1.py --workdir runs/tiny_stage1
+    dmfnet data prepare mni_pairs --data-dir data
+    dmfnet train --config configs/tiny_stage1.py --workdir runs/tiny_stage1
+
+327,633 parameters.
 """
 
 import ml_collections

@@ -43,7 +43,7 @@ def demo(out: str | Path) -> None:
   for a, b, pair_name in mni_template.demo_pairs():
     fused = model.fuse(a, b, names=pair_name)
     images.write_image(folder / "fused" / f"{pair_name}.png", fused)
-    luma_a, luma_b, luma_fused = (x.astype(np.float32) for x in (a, _luma(b), _luma(fused)))
+    luma_a, luma_b, luma_fused = (color.to_grey(x).astype(np.float32) for x in (a, b, fused))
     largest = np.maximum(luma_a, luma_b)
     sources["a"].append(luma_a)
     sources["b"].append(luma_b)
@@ -63,10 +63,6 @@ def demo(out: str | Path) -> None:
     table[label] = {metric: float(np.mean(value)) for metric, value in values.items()}
   print(format_table(table))
   print(f"pictures: {folder / 'demo.png'}, {folder / 'fused'}")
-
-
-def _luma(image: np.ndarray) -> np.ndarray:
-  return image if image.ndim == 2 else color.rgb_to_luma(image)
 
 
 def _train_tiny(folder: Path) -> DMFNet:

@@ -81,9 +81,7 @@ def difference(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> np.ndarray:
   Returns:
     int16 [H, W], -255..255.
   """
-  luma_a, luma_b, luma_fused = (
-    (x if x.ndim == 2 else color.rgb_to_luma(x)).astype(np.int16) for x in (a, b, fused)
-  )
+  luma_a, luma_b, luma_fused = (color.to_grey(x).astype(np.int16) for x in (a, b, fused))
   return luma_fused - np.maximum(luma_a, luma_b)
 
 

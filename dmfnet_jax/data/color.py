@@ -41,6 +41,11 @@ def rgb_to_luma(rgb: np.ndarray) -> np.ndarray:
   return ((grey + (1 << (_GREY_BITS - 1))) >> _GREY_BITS).astype(np.uint8)
 
 
+def to_grey(image: np.ndarray) -> np.ndarray:
+  """Returns a picture uint8 [H, W] as it is, and one of [H, W, 3] as its `rgb_to_luma`."""
+  return image if image.ndim == 2 else rgb_to_luma(image)
+
+
 def replace_luma(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
   """Returns the picture with its colour kept and its luma replaced.
 

@@ -92,7 +92,7 @@ def deviation_top(std: np.ndarray) -> float:
 
 def overlay_deviation(fused: np.ndarray, std: np.ndarray, top: float) -> np.ndarray:
   """Lays a deviation over a picture: uint8 [H, W, 3]; see `deviation_map`."""
-  grey = (fused if fused.ndim == 2 else color.rgb_to_luma(fused)).astype(np.float32)[..., None] / 2
+  grey = color.to_grey(fused).astype(np.float32)[..., None] / 2
   part = np.clip(np.asarray(std, np.float32) / top, 0, 1)
   colours = scaling.apply_lut(np.rint(part * 255).astype(np.uint8), scaling.read_lut("hot"))
   opacity = part[..., None]

@@ -9,8 +9,6 @@ import collections
 import concurrent.futures
 import json
 import math
-import os
-import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from dmfnet_jax.data import color, images
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.messages import say
 from dmfnet_jax.metrics import METRIC_NAMES, MIN_SIDE, compute_metrics
 
 _PIXELS_PER_BATCH = 64 * 256 * 256
@@ -86,26 +85,21 @@ def match_folders(
   Raises:
     UserError: a folder is missing, or no stem is in all three.
   """
-
   folders = {"A": a_dir, "B": b_dir, "fused": fused_dir}
   found = {role: images.list_images(folder) for role, folder in folders.items()}
-  fused = found["fused"]
-  for stem in list(fused):
-    if fused[stem].name.endswith("_std.tiff") and stem.removesuffix("_std") in fused:
-      del fused[stem]
 
   triples: dict[str, Triple] = {}
   failures: dict[str, str] = {}
   for stem in sorted(set().union(*found.values())):
     lacking = [role for role in folders if stem not in found[role]]
     if not lacking:
-      triples[stem] = (found["A"][stem], found["B"][stem], fused[stem])
+      triples[stem] = (found["A"][stem], found["B"][stem], found["fused"][stem])
     elif len(lacking) == 2 and "fused" in lacking:
       source = found["A"].get(stem) or found["B"][stem]
-      _say(f"warning: no partner for {source}")
+      say(f"warning: no partner for {source}")
     else:
       failures[stem] = f"not in {' nor in '.join(str(folders[role]) for role in lacking)}"
-      _say(f"error: pair {stem}: {failures[stem]}")
+      say(f"error: pair {stem}: {failures[stem]}")
   if not triples:
     raise UserError(f"no file stem is in all three of {a_dir}, {b_dir} and {fused_dir}")
   return triples, failures
@@ -197,7 +191,7 @@ class _Run:
       except UserError as error:
         self.failures[stem] = str(error)
         self._bar.clear()
-        _say(f"error: pair {stem}: {error}")
+        say(f"error: pair {stem}: {error}")
         self._bar.update()
         continue
       yield stem, pictures
@@ -235,8 +229,7 @@ class _Run:
 
 def _load(triple: Triple) -> np.ndarray:
   """Reads the pictures A, B and fused as grey: uint8 [3, H, W]."""
-  pictures = [images.read_image(path) for path in triple]
-  pictures = [x if x.ndim == 2 else color.rgb_to_luma(x) for x in pictures]
+  pictures = [color.to_grey(images.read_image(path)) for path in triple]
   sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in pictures]
   if len(set(sizes)) > 1:
     raise UserError("A is {}, B {} and the fused picture {} pixels (width x height)".format(*sizes))
@@ -257,7 +250,7 @@ def _warn_of_infinite(pairs: Mapping[str, Mapping[str, float]]) -> None:
     stems = [stem for stem, values in pairs.items() if not math.isfinite(values[name])]
     if stems:
       shown = ", ".join(stems[:10]) + (f" and {len(stems) - 10} more" if len(stems) > 10 else "")
-      _say(f"warning: {name} is infinite, and so is its mean, because of {shown}")
+      say(f"warning: {name} is infinite, and so is its mean, because of {shown}")
 
 
 def _write_json(path: images.PathLike, document: Any) -> None:
@@ -269,21 +262,4 @@ def _write_json(path: images.PathLike, document: Any) -> None:
     return node if math.isfinite(node) else None
 
   text = json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-  target = images.as_path(path)
-  try:
-    if "://" in os.fspath(path):
-      target.write_text(text)  # an object appears when its upload is complete
-      return
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-      temporary.write_text(text, encoding="utf-8")
-      os.replace(temporary, target)
-    except BaseException:
-      temporary.unlink(missing_ok=True)
-      raise
-  except OSError as error:
-    raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-def _say(message: str) -> None:
-  print(f"dmfnet: {message}", file=sys.stderr, flush=True)
+  images.write_bytes(path, text.encode())

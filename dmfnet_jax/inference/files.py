@@ -20,6 +20,7 @@ from dmfnet_jax.inference.batches import is_out_of_memory, pairs_per_batch
 from dmfnet_jax.inference.options import FuseOptions, fingerprint
 from dmfnet_jax.inference.pairs import Pair, match_pairs
 from dmfnet_jax.inference.picture_io import LoadedPair, load_pair, write_pair
+from dmfnet_jax.messages import say
 
 _MAX_WAITING_BATCHES = 4
 
@@ -109,13 +110,13 @@ def fuse_files(
     shown = ", ".join(alone[:10]) + (f" and {len(alone) - 10} more" if len(alone) > 10 else "")
     raise UserError(f"without a partner: {shown}: complete the pairs or leave out --strict")
   for path in alone:
-    _say(f"warning: no partner for {path}")
+    say(f"warning: no partner for {path}")
   if not pairs:
     raise UserError(f"no file in {a} has a partner of the same stem in {b}")
   pictures = [pair for pair in pairs if not pair.is_volume]
   volumes = [pair for pair in pairs if pair.is_volume]
   if not volumes and (montage is not None or rgb or resample or png or axis is not None):
-    _say("warning: --axis, --resample, --rgb, --montage and --png are for volumes: no effect here")
+    say("warning: --axis, --resample, --rgb, --montage and --png are for volumes: no effect here")
   if len(volumes) > 1 and images.as_path(montage or "").suffix.lower() in images.IMAGE_SUFFIXES:
     raise UserError(f"{montage}: several volumes need a folder for their montages, not a file")
 
@@ -133,7 +134,7 @@ def fuse_files(
     from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
     failed += fuse_volumes(model, volumes, options)
-  _say(f"{len(pairs) - failed} of {len(pairs)} pairs fused into {out}")
+  say(f"{len(pairs) - failed} of {len(pairs)} pairs fused into {out}")
   return 1 if failed else 0
 
 
@@ -284,8 +285,4 @@ class _Run:
   def _say(self, message: str) -> None:
     """Prints a line above the progress bar."""
     self._bar.clear()
-    _say(message)
-
-
-def _say(message: str) -> None:
-  print(f"dmfnet: {message}", file=sys.stderr, flush=True)
+    say(message)

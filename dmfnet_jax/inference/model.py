@@ -88,6 +88,28 @@ class DMFNet:
     return self._engine.fuse_noisy(noisy_a, noisy_b, noise_levels)
 
 
+def load_params(model: str | epath.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads what a word names: a released model, a `.safetensors` file or a training workdir.
+
+  Args:
+    model: the word; an existing path wins over a released name.
+
+  Returns:
+    The parameters, {"unet"} or {"unet", "fusion_head"}, and the model config.
+
+  Raises:
+    UserError: nothing of that name, a damaged file, or a workdir without a checkpoint.
+  """
+  path = epath.Path(model)
+  if path.is_dir():
+    from dmfnet_jax.training.checkpoint import load_trained
+
+    return load_trained(path)
+  if path.suffix == ".safetensors" or path.is_file():
+    return weights.read_weights(path)
+  return weights.read_weights(weights.released_path(str(model)))
+
+
 def load_model(model: str | epath.PathLike, **engine_options: Any) -> DMFNet:
   """Loads a released name, a `.safetensors` file or a Stage II training workdir.
 
@@ -98,15 +120,7 @@ def load_model(model: str | epath.PathLike, **engine_options: Any) -> DMFNet:
   Raises:
     UserError: nothing of that name, a damaged file, or a workdir without a Stage II checkpoint.
   """
-  path = epath.Path(model)
-  if path.is_dir():
-    from dmfnet_jax.training.checkpoint import load_trained
-
-    params, config = load_trained(path)
-  elif path.suffix == ".safetensors" or path.is_file():
-    params, config = weights.read_weights(path)
-  else:
-    params, config = weights.read_weights(weights.released_path(str(model)))
+  params, config = load_params(model)
   missing = {"unet", "fusion_head"} - params.keys()
   if missing:
     raise UserError(

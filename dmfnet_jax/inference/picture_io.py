@@ -46,8 +46,7 @@ def load_pair(pair: Pair, options: FuseOptions) -> LoadedPair:
     raise UserError(f"A is {size_a} and B {size_b} pixels (width x height): register B to A first")
   # Grey pictures are often stored with three equal channels: nothing is lost there.
   a_had_colour = a.ndim == 3 and not _is_neutral(a)
-  if a.ndim == 3:
-    a = color.rgb_to_luma(a)
+  a = color.to_grey(a)
   if options.table is not None:
     if b.ndim == 3 and not _is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")

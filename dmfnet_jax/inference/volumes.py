@@ -31,6 +31,7 @@ from dmfnet_jax.inference.options import (
 from dmfnet_jax.inference.pairs import Pair
 from dmfnet_jax.inference.sources import DICOM, PICTURE
 from dmfnet_jax.inference.volume_results import FusedVolume, write_results
+from dmfnet_jax.messages import say
 
 _BATCHES_PER_CALL = 4
 
@@ -53,10 +54,10 @@ def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions) -> int
       _fuse_pair(model, pair, options, model_sha256, alone=len(pairs) == 1)
     except UserError as error:
       failed += 1
-      _say(f"error: pair {pair.stem}: {error}")
+      say(f"error: pair {pair.stem}: {error}")
     except MemoryError:
       failed += 1
-      _say(f"error: pair {pair.stem}: the volumes do not fit the memory")
+      say(f"error: pair {pair.stem}: the volumes do not fit the memory")
   return failed
 
 
@@ -112,7 +113,7 @@ def _fuse_pair(
   windows = {"A": window_a, "B": window_b}
   shown = [f"{role} {window}" for role, window in windows.items() if window]
   if shown:
-    _say(f"pair {pair.stem}: windows: {', '.join(shown)}{f'; colours: {lut}' if lut else ''}")
+    say(f"pair {pair.stem}: windows: {', '.join(shown)}{f'; colours: {lut}' if lut else ''}")
 
   slices_a, slices_b = (grids.to_pictures(grey, a.affine, plane) for grey in (grey_a, grey_b))
   fused, std = _fuse_slices(model, slices_a, slices_b, f"{pair.stem}/{plane}", options)
@@ -144,7 +145,7 @@ def _fuse_pair(
 def _read(path: Any, kind: str) -> Volume:
   volume = read_volume(path, kind)
   for note in volume.notes:
-    _say(f"warning: {path}: {note}")
+    say(f"warning: {path}: {note}")
   return volume
 
 
@@ -190,7 +191,7 @@ def _as_grey(
   if volume.is_rgb:
     if given is not None:
       raise UserError(f"{path}: is coloured: a window is for scalar volumes")
-    _say(f"warning: {path}: is coloured: only the luma is used")
+    say(f"warning: {path}: is coloured: only the luma is used")
     return _by_plane(color.rgb_to_luma, volume.data), None
   if isinstance(given, tuple):
     used = UsedWindow(given, "given", volume.unit)
@@ -249,7 +250,3 @@ def _fuse_slices(
 def _by_plane(function: Callable[..., np.ndarray], *volumes: np.ndarray) -> np.ndarray:
   """Applies colour arithmetic plane by plane: its integers take many times the volume's memory."""
   return np.stack([function(*planes) for planes in zip(*volumes, strict=True)])
-
-
-def _say(message: str) -> None:
-  print(f"dmfnet: {message}", file=sys.stderr, flush=True)

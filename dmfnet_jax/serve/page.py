@@ -157,8 +157,7 @@ def choose_pair(
   else:
     if not (file_a and file_b):
       raise UserError("upload both pictures, A and B, or pick one of the sample pairs")
-    a, b = read_upload(file_a), read_upload(file_b)
-    a = a if a.ndim == 2 else color.rgb_to_luma(a)
+    a, b = color.to_grey(read_upload(file_a)), read_upload(file_b)
     name = images.file_stem(Path(file_a))
     if a.shape != b.shape[:2]:
       size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))

@@ -69,6 +69,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   first_step = int(state.step)
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
+    checkpointer.close()
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
@@ -122,29 +123,28 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         report.add(*pending)
       pending = (step, metrics, records)
 
-      save, evaluate_now = (
-        due(config.checkpoint_every_steps, step),
-        due(config.eval_every_steps, step),
-      )
+      save = due(config.checkpoint_every_steps, step)
+      evaluate_now = save or due(config.eval_every_steps, step)
       sample = due(config.sample_every_steps, step)
-      if save or evaluate_now or sample or due(config.log_every_steps, step):
+      if evaluate_now or sample or due(config.log_every_steps, step):
         report.add(step, metrics, records)
         pending = None
       if due(config.log_every_steps, step):
         writer.write_scalars(step, report.summary(step))
       evaluated = None
-      if evaluate_now or save:
+      if evaluate_now:
         evaluated = evaluate(eval_step, state, eval_batches)
         writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
         report.add_validation(step, evaluated)
-      if sample:
-        host_state = to_host(state)
-        if jax.process_index() == 0:
-          path = workdir / "samples" / f"step_{step:08d}.png"
-          image = draw_samples(host_state, eval_source, path)
-          writer.write_image(step, "samples", image)
+      if not (sample or save):
+        continue
+      host_state = to_host(state)
+      if sample and jax.process_index() == 0:
+        path = workdir / "samples" / f"step_{step:08d}.png"
+        image = draw_samples(host_state, eval_source, path)
+        writer.write_image(step, "samples", image)
       if save:
-        checkpointer.save(to_host(state), train_iterator.get_state(), evaluated)
+        checkpointer.save(host_state, train_iterator.get_state(), evaluated)
   return to_host(state)
 
 

@@ -11,8 +11,9 @@ from etils import epath
 from dmfnet_jax import models, weights
 from dmfnet_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference.model import load_params
 from dmfnet_jax.training import steps
-from dmfnet_jax.training.checkpoint import STAGE1_FILE, load_trained
+from dmfnet_jax.training.checkpoint import STAGE1_FILE
 
 Array = jax.Array
 
@@ -88,13 +89,7 @@ def load_stage1(
   else:
     if not config.stage1:
       raise UserError("config.stage1 is empty: name a Stage I workdir or a model file")
-    path = epath.Path(config.stage1)
-    if path.is_dir():
-      params, stage1_config = load_trained(path)
-    elif path.suffix == ".safetensors":
-      params, stage1_config = weights.read_weights(path)
-    else:
-      params, stage1_config = weights.read_weights(weights.released_path(config.stage1))
+    params, stage1_config = load_params(config.stage1)
     if "unet" not in params:
       raise UserError(f"config.stage1={config.stage1} has no UNet: name a model of Stage I")
     if jax.process_index() == 0:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.data.color import rgb_to_luma
+from dmfnet_jax.data.color import to_grey
 from dmfnet_jax.data.images import list_images, read_image
 from dmfnet_jax.errors import UserError
 
@@ -204,8 +204,7 @@ def read_pair(a_path: Path, b_path: Path) -> tuple[np.ndarray, np.ndarray]:
   if a.shape[:2] != b.shape[:2]:
     sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (a, b)]
     raise UserError(f"{a_path} is {sizes[0]} but {b_path} is {sizes[1]}: a pair must be registered")
-  if a.ndim == 3:
-    a = rgb_to_luma(a)
+  a = to_grey(a)
   if b.ndim == 2:
     b = np.repeat(b[..., None], 3, axis=-1)
   return a[..., None], b
