@@ -110,6 +110,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   def due(every: int, step: int) -> bool:
     return step == config.num_train_steps or (every > 0 and step % every == 0)
 
+  say("compiling the step: the first one takes a while")
   # Closed also where a step is refused or interrupted: a checkpoint under way gets written.
   with contextlib.closing(checkpointer), contextlib.closing(report), contextlib.closing(writer):
     pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
