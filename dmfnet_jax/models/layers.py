@@ -60,7 +60,8 @@ class GroupNorm(nn.Module):
 
   The same values as `flax.linen.GroupNorm`. Written with one moment a channel, merged to groups,
   and one multiply-add, it reads the activations once for both moments and once for the result; on
-  CPU (8 x 96 x 96 x 64) that is three times faster than the general layer, and twice in the gradient.
+  CPU (8 x 96 x 96 x 64) that is three times faster than the general layer, and twice in the
+  gradient.
 
   Attributes:
     num_groups: groups; must divide the channels.
