@@ -108,6 +108,7 @@ def _compile(
   config = json.loads(config_json)
   timesteps = tuple(config["features"]["timesteps"])
   schedule = make_schedule(**config["features"]["schedule"])
+  noise = config["features"].get("noise", True)  # the first model files have no such field
   unet = models.build_unet(config["unet"], compute_dtype)
   head = models.build_fusion_head(
     config["fusion_head"], config["unet"], len(timesteps), compute_dtype
@@ -126,7 +127,8 @@ def _compile(
     )
 
   def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
-    noisy = features.noise_sources(schedule, timesteps, a[..., None], b[..., None], keys)
+    a, b = a[..., None], b[..., None]
+    noisy = features.noise_sources(schedule, timesteps, a, b, keys, noise=noise)
     return fuse_noisy(params, *noisy)[..., 0]
 
   return jax.jit(fuse_noisy), jax.jit(fuse)

@@ -17,7 +17,13 @@ Array = jax.Array
 
 
 def noise_sources(
-  schedule: NoiseSchedule, timesteps: Sequence[int], a: Array, b: Array, keys: Array
+  schedule: NoiseSchedule,
+  timesteps: Sequence[int],
+  a: Array,
+  b: Array,
+  keys: Array,
+  *,
+  noise: bool = True,
 ) -> tuple[Array, Array, Array]:
   """Noises both sources at every timestep.
 
@@ -27,6 +33,7 @@ def noise_sources(
     a: [B, H, W, 1] the MRI.
     b: [B, H, W, 1] the other modality's luma.
     keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
+    noise: whether noise is added; without (an ablation) the images are only scaled.
 
   Returns:
     noisy_a and noisy_b [T, B, H, W, 1], and the noise levels [T, B], drawn per pair and shared by
@@ -35,11 +42,15 @@ def noise_sources(
 
   def noise_pair(key: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
     level_key, a_key, b_key = jax.random.split(key, 3)
-    shape = (len(timesteps), *a.shape)
     levels = sample_noise_level(schedule, level_key, jnp.asarray(timesteps))
-    noisy_a = gaussian.q_sample(a, levels, jax.random.normal(a_key, shape))
-    noisy_b = gaussian.q_sample(b, levels, jax.random.normal(b_key, shape))
-    return noisy_a, noisy_b, levels
+
+    def noised(key: Array, x: Array) -> Array:
+      shape = (len(timesteps), *x.shape)
+      return gaussian.q_sample(
+        x, levels, jax.random.normal(key, shape) if noise else jnp.zeros(shape)
+      )
+
+    return noised(a_key, a), noised(b_key, b), levels
 
   return jax.vmap(noise_pair, out_axes=1)(keys, a, b)
 

@@ -129,6 +129,7 @@ def make_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
     make_schedule(**config.features.schedule),
     tuple(config.features.timesteps),
     config.features.source,
+    config.features.noise,
     config.loss.to_dict(),
   )
 
