@@ -35,7 +35,7 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
     "--batch-size",
     metavar="N",
     type=whole(1),
-    help="pairs or slices fused at a time (by their size)",
+    help="pairs or slices fused at a time on a device (by their size)",
   )
   fuse.add_argument(
     "--samples",
@@ -46,6 +46,24 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
   )
   fuse.add_argument(
     "--strict", action="store_true", help="do not start where a file has no partner"
+  )
+  fuse.add_argument(
+    "--precision",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of the networks' arithmetic; bfloat16 is for accelerators (%(default)s)",
+  )
+  jobs = fuse.add_argument_group("many pairs")
+  jobs.add_argument(
+    "--resume",
+    action="store_true",
+    help="leave out the pairs whose result is in OUT already, made by this model and these options",
+  )
+  jobs.add_argument(
+    "--shard",
+    metavar="I/N",
+    help="fuse every N-th pair from the I-th on, I from 0: one of N processes (by default "
+    "JAX_PROCESS_ID/JAX_NUM_PROCESSES, where these are set)",
   )
   measured = fuse.add_argument_group("measured values (NIfTI, DICOM, grey pictures of any depth)")
   for letter in ("a", "b"):
@@ -103,6 +121,9 @@ def run(args: argparse.Namespace) -> int:
     rgb=args.rgb,
     montage=args.montage,
     png=args.png,
+    precision=args.precision,
+    resume=args.resume,
+    shard=args.shard,
   )
 
 

@@ -55,6 +55,9 @@ FUSE_DEFAULTS = {
   "rgb": False,
   "montage": None,
   "png": False,
+  "precision": "float32",
+  "resume": False,
+  "shard": None,
 }
 WINDOWS = {"window_a": "-160,240", "window_b": "-1e3,2.5"}
 TRAINING = [
@@ -90,6 +93,17 @@ TRAINING = [
           FUSE_DEFAULTS
           | {"axis": "0", "resample": True, "rgb": True, "montage": "m.png", "png": True}
           | {"lut": "pet"},
+        )
+      ],
+    ),
+    (
+      "fuse a b -o c --precision bfloat16 --resume --shard 3/8",
+      1,
+      [
+        (
+          "fuse_files",
+          ("small", "a", "b", "c"),
+          FUSE_DEFAULTS | {"precision": "bfloat16", "resume": True, "shard": "3/8"},
         )
       ],
     ),
