@@ -25,22 +25,19 @@ def pairs_per_batch(height: int, width: int) -> int:
   return max(1, min(_MAX_PAIRS, _PIXELS_PER_BATCH // (height * width)))
 
 
-def pairs_at_once(height: int, width: int, batch_size: int | None = None) -> int:
+def pairs_at_once(size: tuple[int, int], batch_size: int | None = None) -> int:
   """How many pairs of a size keep all devices of this process busy.
 
   Args:
-    height: of the pictures.
-    width: of the pictures.
+    size: height and width of the pictures.
     batch_size: pairs at a time on a device; by default `pairs_per_batch`.
   """
   import jax
 
-  return (batch_size or pairs_per_batch(height, width)) * jax.local_device_count()
+  return (batch_size or pairs_per_batch(*size)) * jax.local_device_count()
 
 
-def choose_passes(
-  config: Mapping[str, Any], height: int, width: int, pairs: int, dtype: Any
-) -> int:
+def choose_passes(config: Mapping[str, Any], size: tuple[int, int], pairs: int, dtype: Any) -> int:
   """How many of the UNet's 2 T passes to run as one batch on the device at hand.
 
   On a CPU one after the other: it takes the least memory and is no slower (the activations of one
@@ -48,8 +45,7 @@ def choose_passes(
 
   Args:
     config: the model config.
-    height: of the padded pictures.
-    width: of the padded pictures.
+    size: height and width of the padded pictures.
     pairs: fused at a time on a device.
     dtype: the compute dtype.
 
@@ -69,20 +65,19 @@ def choose_passes(
     chunk
     for chunk in range(1, passes + 1)
     if passes % chunk == 0
-    and estimate_bytes(config, height, width, pairs, chunk, dtype) <= _USABLE_MEMORY * free
+    and estimate_bytes(config, size, pairs, chunk, dtype) <= _USABLE_MEMORY * free
   ]
   return max(fitting, default=1)
 
 
 def estimate_bytes(
-  config: Mapping[str, Any], height: int, width: int, pairs: int, passes: int, dtype: Any
+  config: Mapping[str, Any], size: tuple[int, int], pairs: int, passes: int, dtype: Any
 ) -> int:
   """About how much memory the activations take at their peak, without compiling.
 
   Args:
     config: the model config.
-    height: of the padded pictures.
-    width: of the padded pictures.
+    size: height and width of the padded pictures.
     pairs: fused at a time.
     passes: of the UNet that run as one batch.
     dtype: the compute dtype.
@@ -94,8 +89,9 @@ def estimate_bytes(
   import jax.numpy as jnp
 
   unet = config["unet"]
-  activation = height * width * unet["width"] * unet["multipliers"][0] * 4
-  positions = height * width // 4 ** (len(unet["multipliers"]) - 1)
+  pixels = size[0] * size[1]
+  activation = pixels * unet["width"] * unet["multipliers"][0] * 4
+  positions = pixels // 4 ** (len(unet["multipliers"]) - 1)
   attention = 2 * 4 * positions**2 * passes  # scores and weights, float32
   # Norms and sums over timesteps are float32 in every dtype, the rest follows it.
   halves = jnp.dtype(dtype).itemsize / 4

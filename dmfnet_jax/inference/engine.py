@@ -100,7 +100,7 @@ class Engine:
     """
     noisy_a, noisy_b = jnp.asarray(noisy_a), jnp.asarray(noisy_b)
     _, pairs, height, width, _ = noisy_a.shape
-    program = _fuse_noisy(*self._key(height, width, pairs))
+    program = _fuse_noisy(*self._key((height, width), pairs))
     return program(self._params[1], noisy_a, noisy_b, jnp.asarray(noise_levels))
 
   def fuse(
@@ -116,14 +116,14 @@ class Engine:
         several batches is filled up with repeats, so that nothing is compiled for it.
     """
     count, height, width = a.shape
-    sides = [padded_size(side, self.stride) for side in (height, width)]
-    margin = ((0, 0), (0, sides[0] - height), (0, sides[1] - width))
+    padded = self._padded(height, width)
+    margin = ((0, 0), (0, padded[0] - height), (0, padded[1] - width))
     # On the host: numpy reflects as often as needed where an image is smaller than its margin.
     a, b = (np.pad(x, margin, mode="reflect") for x in (a, b))
     devices = 1 if count == 1 else len(self._devices)
     share = min(batch_size or pairs_per_batch(height, width), -(-count // devices))
     size = share * devices
-    program = _fuse(*self._key(*sides, share), self._devices[:devices])
+    program = _fuse(*self._key(padded, share), self._devices[:devices])
     params = self._params_on(devices)
     results = []
     for start in range(0, count, size):
@@ -142,18 +142,19 @@ class Engine:
       width: of the pictures.
       pairs: in the batch.
     """
-    sides = [padded_size(side, self.stride) for side in (height, width)]
-    program = _fuse(*self._key(*sides, pairs), self._devices[:1])
-    image = jax.ShapeDtypeStruct((pairs, *sides), jnp.float32)
+    padded = self._padded(height, width)
+    program = _fuse(*self._key(padded, pairs), self._devices[:1])
+    image = jax.ShapeDtypeStruct((pairs, *padded), jnp.float32)
     keys = jax.eval_shape(lambda: pair_keys(0, [""] * pairs))
     compiled = program.lower(self._params[1], image, image, keys).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
-  def _key(self, height: int, width: int, pairs: int) -> tuple[str, str, int]:
+  def _padded(self, height: int, width: int) -> tuple[int, int]:
+    return padded_size(height, self.stride), padded_size(width, self.stride)
+
+  def _key(self, padded: tuple[int, int], pairs: int) -> tuple[str, str, int]:
     """What distinguishes programs besides the shapes of their arguments."""
-    passes = self.passes_per_step or choose_passes(
-      self.config, height, width, pairs, self.compute_dtype
-    )
+    passes = self.passes_per_step or choose_passes(self.config, padded, pairs, self.compute_dtype)
     return self._config_json, self.compute_dtype, passes
 
   def _params_on(self, devices: int) -> Any:

@@ -240,7 +240,7 @@ class _Run:
   def _limit(self, shape: tuple[int, ...]) -> int:
     """How many pairs of this shape make a batch."""
     if shape not in self._limits:
-      self._limits[shape] = pairs_at_once(*shape[:2], self._options.batch_size)
+      self._limits[shape] = pairs_at_once((shape[0], shape[1]), self._options.batch_size)
     return self._limits[shape]
 
   def _fullness(self, shape: tuple[int, ...]) -> float:

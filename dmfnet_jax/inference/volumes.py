@@ -214,7 +214,7 @@ def _fuse_slices(
   todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
   fused = np.zeros(a.shape, np.uint8)
   std = None if options.samples is None else np.zeros(a.shape, np.float32)
-  size = min(pairs_at_once(*a.shape[1:], options.batch_size), max(len(todo), 1))
+  size = min(pairs_at_once((a.shape[1], a.shape[2]), options.batch_size), max(len(todo), 1))
   interval = 0.1 if sys.stderr.isatty() else 30
   done = 0
   with tqdm(

@@ -77,7 +77,7 @@ class _PointwiseOverTimesteps(nn.Module):
     self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
   def __call__(self, x: Array, timestep: Array | int) -> Array:
-    kernels = self.kernel.reshape(self.num_timesteps, self.features, self.features)
+    kernels = jnp.asarray(self.kernel).reshape(self.num_timesteps, self.features, self.features)
     return jnp.einsum(
       "bhwc,cf->bhwf",
       x.astype(self.dtype),

@@ -85,7 +85,7 @@ def test_fewer_passes_take_less_memory():
   assert sizes[1] < sizes[2] < sizes[3] < sizes[6]
   assert sizes[1] <= sizes[6] / 2
   for passes, measured in sizes.items():
-    estimated = batches.estimate_bytes(config, 64, 64, 1, passes, "float32")
+    estimated = batches.estimate_bytes(config, (64, 64), 1, passes, "float32")
     assert measured <= estimated <= 2 * measured
 
 
@@ -102,14 +102,14 @@ class Accelerator:
 def test_passes_follow_the_memory_at_hand(monkeypatch):
   """A CPU takes the passes one by one; an accelerator as many as fit half of what is free."""
   _, config = tiny.model()
-  choice = (config, 256, 256, 4, "float32")
+  choice = (config, (256, 256), 4, "float32")
   assert batches.choose_passes(*choice) == 1
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for passes in (1, 2, 3, 6):
-    free = 2 * batches.estimate_bytes(config, 256, 256, 4, passes, "float32")
+    free = 2 * batches.estimate_bytes(config, (256, 256), 4, passes, "float32")
     monkeypatch.setattr(jax, "local_devices", lambda free=free: [Accelerator(free)])
     assert batches.choose_passes(*choice) == passes
-    half = batches.estimate_bytes(config, 256, 256, 4, passes, "bfloat16")
+    half = batches.estimate_bytes(config, (256, 256), 4, passes, "bfloat16")
     assert half < free / 2
   monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2)])
   assert batches.choose_passes(*choice) == 1
@@ -126,7 +126,7 @@ DEVICES = """
   from dmfnet_jax.inference.model import DMFNet
 
   assert jax.local_device_count() == 4
-  assert pairs_at_once(3, 5) == 4 and pairs_at_once(3, 5, batch_size=2) == 8
+  assert pairs_at_once((3, 5)) == 4 and pairs_at_once((3, 5), batch_size=2) == 8
   given = np.load(sys.argv[1])
   model = DMFNet(*tiny.model())
   names = [str(i) for i in range(7)]
@@ -202,5 +202,5 @@ def test_models_of_one_config_share_their_programs():
   first, second = Engine(params, config), Engine(other, config)
   a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
   assert (first.fuse(a, b, keys) != second.fuse(a, b, keys)).any()
-  program = engine._fuse(*first._key(4, 6, 1), first._devices[:1])
-  assert program is engine._fuse(*second._key(4, 6, 1), second._devices[:1])
+  program = engine._fuse(*first._key((4, 6), 1), first._devices[:1])
+  assert program is engine._fuse(*second._key((4, 6), 1), second._devices[:1])
