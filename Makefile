@@ -26,9 +26,12 @@ lint: install
 test: install lint
 	$(BIN)/pytest
 
-# The benchmarks print tables; nothing is asserted.
+# The benchmarks print tables; nothing is asserted. They compare with PyTorch.
 bench: install
-	for benchmark in tests/benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	$(BIN)/pip install --quiet -e ".[test,torch]"
+	for benchmark in tests/benchmarks/bench_*.py; do \
+	  echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   # The model.
   config.fusion_head = ml_collections.ConfigDict()
   config.fusion_head.attention = "triple"  # or "mean"
+  config.fusion_head.output = "tanh"  # or "blend": weighs the sources' own pixels, adds a rest
   config.fusion_head.multi_scale_reach = 2  # coarser levels that feed a level: 2, 1 or 0
 
   # The features.

@@ -93,6 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
   fuse = command("fuse", _fuse, "Fuse two files or series, or all pairs of two folders.")
   cli_fuse.add_arguments(fuse)
 
+  about = "Write a model as one program for CPU, GPU and TPU that needs only JAX to run."
+  export = command("export", _export, about)
+  cli_fuse.add_export_arguments(export)
+
   evaluate = command("evaluate", _evaluate, "Compute the twelve fusion metrics of fused pictures.")
   evaluate.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures")
   evaluate.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures")
@@ -205,6 +209,11 @@ def _demo(args: argparse.Namespace) -> None:
 def _fuse(args: argparse.Namespace) -> int | None:
   _start_jax()
   return cli_fuse.run(args)
+
+
+def _export(args: argparse.Namespace) -> None:
+  _start_jax()
+  cli_fuse.run_export(args)
 
 
 def _evaluate(args: argparse.Namespace) -> int | None:

@@ -1,4 +1,7 @@
-"""The arguments of `dmfnet fuse`. Only the standard library is imported to parse them."""
+"""The arguments of `dmfnet fuse` and `dmfnet export`.
+
+Only the standard library is imported to parse them.
+"""
 
 import argparse
 import re
@@ -35,7 +38,7 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
     "--batch-size",
     metavar="N",
     type=whole(1),
-    help="pairs or slices fused at a time (by their size)",
+    help="pairs or slices fused at a time on a device (by their size)",
   )
   fuse.add_argument(
     "--samples",
@@ -46,6 +49,19 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
   )
   fuse.add_argument(
     "--strict", action="store_true", help="do not start where a file has no partner"
+  )
+  _add_precision(fuse)
+  jobs = fuse.add_argument_group("many pairs")
+  jobs.add_argument(
+    "--resume",
+    action="store_true",
+    help="leave out the pairs whose result is in OUT already, made by this model and these options",
+  )
+  jobs.add_argument(
+    "--shard",
+    metavar="I/N",
+    help="fuse every N-th pair from the I-th on, I from 0: one of N processes (by default "
+    "JAX_PROCESS_ID/JAX_NUM_PROCESSES, where these are set)",
   )
   measured = fuse.add_argument_group("measured values (NIfTI, DICOM, grey pictures of any depth)")
   for letter in ("a", "b"):
@@ -82,6 +98,39 @@ def add_arguments(fuse: argparse.ArgumentParser) -> None:
   )
 
 
+def add_export_arguments(export: argparse.ArgumentParser) -> None:
+  """Declares the arguments; `export_model` says what each does."""
+  export.add_argument(
+    "model", metavar="MODEL", help="a released model, a .safetensors file or a training workdir"
+  )
+  export.add_argument("-o", "--out", metavar="FILE", required=True, help="to write")
+  export.add_argument(
+    "--size",
+    metavar="N|HxW",
+    type=_size,
+    default=(256, 256),
+    help="of the pictures: a side, or height x width; any (256)",
+  )
+  export.add_argument(
+    "--batch",
+    metavar="N",
+    type=whole(1),
+    default=1,
+    help="pairs that go through the networks at a time; the program takes any multiple of it "
+    "(%(default)s)",
+  )
+  _add_precision(export)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--precision",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of the networks' arithmetic; bfloat16 is for accelerators (%(default)s)",
+  )
+
+
 def run(args: argparse.Namespace) -> int:
   """Fuses; returns the exit code."""
   from dmfnet_jax.inference.files import fuse_files
@@ -103,7 +152,17 @@ def run(args: argparse.Namespace) -> int:
     rgb=args.rgb,
     montage=args.montage,
     png=args.png,
+    precision=args.precision,
+    resume=args.resume,
+    shard=args.shard,
   )
+
+
+def run_export(args: argparse.Namespace) -> None:
+  """Exports."""
+  from dmfnet_jax.inference.export import export_model
+
+  export_model(args.model, args.out, size=args.size, batch=args.batch, precision=args.precision)
 
 
 def join_windows(argv: Sequence[str]) -> list[str]:
@@ -128,3 +187,11 @@ def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     return value
 
   return whole_number
+
+
+def _size(text: str) -> tuple[int, int]:
+  """Parses a side, or height x width."""
+  sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+  if not sides or 0 in (height_width := (int(sides[1]), int(sides[2] or sides[1]))):
+    raise argparse.ArgumentTypeError(f"{text!r} is no size: use 256, or 240x320 (height x width)")
+  return height_width

@@ -10,7 +10,7 @@ import dmfnet_jax
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 
-COMMANDS = ["demo", "fuse", "evaluate", "train", "data", "convert", "report", "serve"]
+COMMANDS = ["demo", "fuse", "export", "evaluate", "train", "data", "convert", "report", "serve"]
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def calls(monkeypatch) -> list[tuple]:
     "demo": {"demo": None},
     "inference.files": {"fuse_files": 1},
     "inference.evaluate": {"evaluate_folders": 0},
+    "inference.export": {"export_model": None},
     "training.config": {"parse_config": "the config"},
     "training.loop": {"train_and_evaluate": object()},
     "data.builders": {"prepare": {"train": 3}},
@@ -55,7 +56,11 @@ FUSE_DEFAULTS = {
   "rgb": False,
   "montage": None,
   "png": False,
+  "precision": "float32",
+  "resume": False,
+  "shard": None,
 }
+EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32"}
 WINDOWS = {"window_a": "-160,240", "window_b": "-1e3,2.5"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
@@ -94,10 +99,33 @@ TRAINING = [
       ],
     ),
     (
+      "fuse a b -o c --precision bfloat16 --resume --shard 3/8",
+      1,
+      [
+        (
+          "fuse_files",
+          ("small", "a", "b", "c"),
+          FUSE_DEFAULTS | {"precision": "bfloat16", "resume": True, "shard": "3/8"},
+        )
+      ],
+    ),
+    (
       # A value with a minus is a value, not an option.
       "fuse a b -o c --window-a -160,240 --window-b=-1e3,2.5",
       1,
       [("fuse_files", ("small", "a", "b", "c"), FUSE_DEFAULTS | WINDOWS)],
+    ),
+    ("export m -o p", 0, [("export_model", ("m", "p"), EXPORT_DEFAULTS)]),
+    (
+      "export m -o p --size 240x320 --batch 4 --precision bfloat16",
+      0,
+      [
+        (
+          "export_model",
+          ("m", "p"),
+          {"size": (240, 320), "batch": 4, "precision": "bfloat16"},
+        )
+      ],
     ),
     (
       "evaluate --a a --b b --fused f",
@@ -149,6 +177,9 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("fuse a b -o c --samples 0", "argument --samples: 0 is out of range: at least 1"),
     ("fuse a b -o c --axis 3", "argument --axis: invalid choice: '3'"),
     ("fuse a b -o c --window-a --png", "argument --window-a: expected one argument"),
+    ("export m", "required: -o/--out"),
+    ("export m -o p --size 0", "argument --size: '0' is no size: use 256, or 240x320"),
+    ("export m -o p --size 3x", "argument --size: '3x' is no size"),
     ("evaluate --a a --b b", "required: --fused"),
     ("train --config c.py", "required: --workdir"),
     ("train --workdir w", "required: --config"),

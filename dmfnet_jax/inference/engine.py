@@ -1,65 +1,96 @@
 """The compiled, batched fuser: arrays in, arrays out.
 
-Images are [B, H, W] float32 in [-1, 1]. The engine pads each image to the next multiple of the
-UNet's stride by reflection at the bottom and the right, fuses, and crops. The padded size follows
-from the image's own size alone, so a fused picture never depends on what else is fused with it.
+Images are [B, H, W] float32 in [-1, 1]. The engine pads each image by reflection at the bottom and
+the right to one of a few sizes, fuses, and crops. The padded size follows from the image's own size
+alone: norms and attention see the whole padded image, and yet a fused picture never depends on what
+else is fused with it. Programs are compiled once for each padded size and batch size.
+
+The pairs of a batch are divided among the local devices, each of which runs the program of one
+device on its share.
 """
 
 import functools
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dmfnet_jax import models
 from dmfnet_jax.diffusion.schedule import make_schedule
 from dmfnet_jax.inference import features
-from dmfnet_jax.inference.batches import pairs_per_batch
+from dmfnet_jax.inference.batches import choose_passes, pairs_per_batch
 
 Array = jax.Array
+FuseFn = Callable[[Any, Array, Array, Array], Array]
+
+_SIZES_PER_OCTAVE = 8  # 12 % of a side are added at most, 6 % on average
 
 
 def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
   """Returns one PRNG key a pair [B], folded from (seed, pair name, draw)."""
+  codes = np.array([name_code(name) for name in names], np.uint32)
+  return fold_keys(jnp.uint32(seed % 2**32), jnp.asarray(codes), draw)
+
+
+def name_code(name: str) -> int:
+  """The number, below 2^32, that stands for a pair's name in its noise."""
+  return zlib.crc32(name.encode())
+
+
+def fold_keys(seed: Array, codes: Array, draw: int = 0) -> Array:
+  """`pair_keys` for traced numbers: a seed [] and the names' codes [B], uint32."""
   root = jax.random.key(seed)
-  codes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
 
   def fold(code: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(root, code), draw)
 
-  return jax.vmap(fold)(jnp.asarray(codes))
+  return jax.vmap(fold)(codes)
 
 
 def padded_size(size: int, stride: int) -> int:
-  """The next multiple of `stride`."""
-  return -(-size // stride) * stride
+  """The size to which a side is padded: one of few, so that mixed sizes need few programs.
+
+  Up to 16 strides (256 pixels at the paper's depth) the next multiple of the stride; above that
+  every octave has eight sizes: 288, 320, ..., 512, 576, 640, ...
+  """
+  step = max(stride, 2 ** (size.bit_length() - 1) // _SIZES_PER_OCTAVE)
+  if step % stride:
+    step = stride  # a depth whose stride is no power of two has no octaves
+  return -(-size // step) * step
 
 
 class Engine:
-  """A model's fusing graph, compiled once for each (padded size, batch size) that it meets.
+  """A model's fusing program, compiled once for each (padded size, batch size) that it meets.
 
   Args:
     params: {"unet", "fusion_head"} parameters, float32.
     config: the model config (`unet`, `fusion_head`, `features`).
     compute_dtype: "float32" or "bfloat16".
-    passes_per_step: how many of the UNet's passes run as one batch; None: all.
+    passes_per_step: how many of the UNet's 2 T passes run as one batch; by default what
+      `batches.choose_passes` says for the device. It changes the rounding only.
   """
 
   def __init__(
     self,
-    params: dict[str, Any],
-    config: dict[str, Any],
+    params: Mapping[str, Any],
+    config: Mapping[str, Any],
     *,
     compute_dtype: str = "float32",
     passes_per_step: int | None = None,
   ):
+    self.config = config
+    self.compute_dtype = compute_dtype
+    self.passes_per_step = passes_per_step
     self.stride = 2 ** (len(config["unet"]["multipliers"]) - 1)
-    self._params = jax.device_put(params)
-    self._fuse_noisy, self._fuse = _compile(json.dumps(config), compute_dtype, passes_per_step)
+    self._config_json = json.dumps(config)
+    self._devices = tuple(jax.local_devices())
+    self._params = {1: jax.device_put(params, self._devices[0])}  # by the number of devices
 
   def fuse_noisy(self, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
     """Fuses [T, B, H, W, 1] noised sources at [T] noise levels into [B, H, W, 1] float32.
@@ -67,9 +98,10 @@ class Engine:
     Raises:
       ValueError: H or W is not a multiple of the UNet's stride, or T is not the model's.
     """
-    return self._fuse_noisy(
-      self._params, jnp.asarray(noisy_a), jnp.asarray(noisy_b), jnp.asarray(noise_levels)
-    )
+    noisy_a, noisy_b = jnp.asarray(noisy_a), jnp.asarray(noisy_b)
+    _, pairs, height, width, _ = noisy_a.shape
+    program = _fuse_noisy(*self._key((height, width), pairs))
+    return program(self._params[1], noisy_a, noisy_b, jnp.asarray(noise_levels))
 
   def fuse(
     self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None = None
@@ -80,41 +112,114 @@ class Engine:
       a: the MRIs.
       b: the other modality's lumas.
       keys: PRNG keys, one a pair.
-      batch_size: pairs at a time, by default `batches.pairs_per_batch`; the last of several batches
-        is filled up with repeats, so that nothing is compiled for it.
+      batch_size: pairs at a time on a device, by default `batches.pairs_per_batch`; the last of
+        several batches is filled up with repeats, so that nothing is compiled for it.
     """
     count, height, width = a.shape
-    margin = (
-      (0, 0),
-      (0, padded_size(height, self.stride) - height),
-      (0, padded_size(width, self.stride) - width),
-    )
+    padded = self._padded(height, width)
+    margin = ((0, 0), (0, padded[0] - height), (0, padded[1] - width))
     # On the host: numpy reflects as often as needed where an image is smaller than its margin.
     a, b = (np.pad(x, margin, mode="reflect") for x in (a, b))
-    size = min(count, batch_size or pairs_per_batch(height, width))
+    devices = 1 if count == 1 else len(self._devices)
+    share = min(batch_size or pairs_per_batch(height, width), -(-count // devices))
+    size = share * devices
+    program = _fuse(*self._key(padded, share), self._devices[:devices])
+    params = self._params_on(devices)
     results = []
     for start in range(0, count, size):
       chosen = np.minimum(np.arange(start, start + size), count - 1)
-      results.append(self._fuse(self._params, a[chosen], b[chosen], keys[chosen]))
+      results.append(program(params, a[chosen], b[chosen], keys[chosen]))
     # Nothing was waited for so far: the next batch was prepared while the one before computed.
     return np.concatenate([np.asarray(x) for x in results])[:count, :height, :width]
 
+  def temporary_bytes(self, height: int, width: int, pairs: int = 1) -> int:
+    """The memory that XLA plans for the activations of a batch on one device, in bytes.
 
-@functools.lru_cache
-def _compile(
-  config_json: str, compute_dtype: str, passes_per_step: int | None
-) -> tuple[Callable[..., Array], Callable[..., Array]]:
-  """Builds the jitted functions; models of one config share what is compiled for them."""
-  config = json.loads(config_json)
+    It compiles the program. The parameters and the pictures come on top.
+
+    Args:
+      height: of the pictures; padded as `fuse` pads them.
+      width: of the pictures.
+      pairs: in the batch.
+    """
+    padded = self._padded(height, width)
+    program = _fuse(*self._key(padded, pairs), self._devices[:1])
+    image = jax.ShapeDtypeStruct((pairs, *padded), jnp.float32)
+    keys = jax.eval_shape(lambda: pair_keys(0, [""] * pairs))
+    compiled = program.lower(self._params[1], image, image, keys).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+  def _padded(self, height: int, width: int) -> tuple[int, int]:
+    return padded_size(height, self.stride), padded_size(width, self.stride)
+
+  def _key(self, padded: tuple[int, int], pairs: int) -> tuple[str, str, int]:
+    """What distinguishes programs besides the shapes of their arguments."""
+    passes = self.passes_per_step or choose_passes(self.config, padded, pairs, self.compute_dtype)
+    return self._config_json, self.compute_dtype, passes
+
+  def _params_on(self, devices: int) -> Any:
+    """The parameters on so many devices, copied there when they are first needed."""
+    if devices not in self._params:
+      replicated = NamedSharding(_mesh(self._devices[:devices]), P())
+      self._params[devices] = jax.device_put(self._params[1], replicated)
+    return self._params[devices]
+
+
+def fuse_function(config: Mapping[str, Any], compute_dtype: str, passes_per_step: int) -> FuseFn:
+  """Returns the whole computation of padded pictures, not compiled.
+
+  The function maps (params, a [B, H, W], b [B, H, W], keys [B]) to the fused [B, H, W].
+  """
   timesteps = tuple(config["features"]["timesteps"])
   schedule = make_schedule(**config["features"]["schedule"])
   noise = config["features"].get("noise", True)  # the first model files have no such field
+  fuse_noisy = _fuse_noisy_function(config, compute_dtype, passes_per_step)
+
+  def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
+    sources = a[..., None], b[..., None]
+    noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
+    return fuse_noisy(params, *noisy, sources)[..., 0]
+
+  return fuse
+
+
+def divide_among(fuse: FuseFn, devices: Sequence[jax.Device]) -> FuseFn:
+  """Compiles `fuse` for several devices, each of which computes its share of the pairs.
+
+  Not a plain jit over divided batches: the passes of the UNet join pairs, modalities and timesteps
+  in one axis, through which XLA follows no division. It would let every device compute everything.
+  """
+  pairs = P("pairs")
+  divided = jax.shard_map(
+    fuse,
+    mesh=_mesh(devices),
+    in_specs=(P(), pairs, pairs, pairs),
+    out_specs=pairs,
+    check_vma=False,  # nothing is exchanged; sums begin with zeros that belong to no device
+  )
+  return jax.jit(divided)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+  return Mesh(np.array(devices), ("pairs",))
+
+
+def _fuse_noisy_function(
+  config: Mapping[str, Any], compute_dtype: str, passes_per_step: int
+) -> Callable[..., Array]:
   unet = models.build_unet(config["unet"], compute_dtype)
+  num_timesteps = len(config["features"]["timesteps"])
   head = models.build_fusion_head(
-    config["fusion_head"], config["unet"], len(timesteps), compute_dtype
+    config["fusion_head"], config["unet"], num_timesteps, compute_dtype
   )
 
-  def fuse_noisy(params: Any, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
+  def fuse_noisy(
+    params: Any,
+    noisy_a: Array,
+    noisy_b: Array,
+    noise_levels: Array,
+    sources: tuple[Array, Array] | None = None,
+  ) -> Array:
     return features.fuse_noisy(
       unet,
       head,
@@ -122,13 +227,25 @@ def _compile(
       noisy_a,
       noisy_b,
       noise_levels,
+      sources=sources,
       source=config["features"]["source"],
       passes_per_step=passes_per_step,
     )
 
-  def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
-    a, b = a[..., None], b[..., None]
-    noisy = features.noise_sources(schedule, timesteps, a, b, keys, noise=noise)
-    return fuse_noisy(params, *noisy)[..., 0]
+  return fuse_noisy
 
-  return jax.jit(fuse_noisy), jax.jit(fuse)
+
+# Models of one config share what is compiled for them.
+
+
+@functools.lru_cache
+def _fuse_noisy(config_json: str, compute_dtype: str, passes_per_step: int) -> Any:
+  return jax.jit(_fuse_noisy_function(json.loads(config_json), compute_dtype, passes_per_step))
+
+
+@functools.lru_cache
+def _fuse(
+  config_json: str, compute_dtype: str, passes_per_step: int, devices: tuple[jax.Device, ...]
+) -> Any:
+  fuse = fuse_function(json.loads(config_json), compute_dtype, passes_per_step)
+  return jax.jit(fuse) if len(devices) == 1 else divide_among(fuse, devices)

@@ -63,9 +63,8 @@ def extract_features(
   noise_levels: Array,
   *,
   source: str = "decoder",
-  passes_per_step: int | None = None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-  """Runs the frozen UNet over all timesteps of both sources.
+  """Runs the frozen UNet over all timesteps of both sources, as one batch.
 
   Args:
     unet: the UNet.
@@ -74,37 +73,13 @@ def extract_features(
     noisy_b: [T, B, H, W, 1].
     noise_levels: [T] or [T, B].
     source: "decoder" or "encoder" features.
-    passes_per_step: how many of the 2 T passes run as one batch; must divide 2 T. Fewer take less
-      memory. None: all.
 
   Returns:
     The features of a and of b: a [T, B, h, w, c] array a level, coarse to fine.
   """
-  timesteps, batch = noisy_a.shape[:2]
-  noise_levels = jnp.broadcast_to(jnp.reshape(noise_levels, (timesteps, -1)), (timesteps, batch))
-  images = jnp.concatenate([noisy_a, noisy_b])  # [2 T, B, H, W, 1]
-  levels = jnp.concatenate([noise_levels, noise_levels])
-  passes = 2 * timesteps
-  chunk = passes_per_step or passes
-  if passes % chunk:
-    raise ValueError(f"passes_per_step must divide {passes}, got {chunk}")
-
-  def run(chunk_inputs: tuple[Array, Array]) -> tuple[Array, ...]:
-    images, levels = chunk_inputs
-    features = unet.apply(
-      {"params": params},
-      images.reshape(-1, *images.shape[2:]),
-      levels.reshape(-1),
-      source,
-      method="fusion_features",
-    )
-    return tuple(f.reshape(chunk, batch, *f.shape[1:]) for f in features)
-
-  if chunk == passes:
-    features = run((images, levels))
-  else:
-    split = (images.reshape(-1, chunk, *images.shape[1:]), levels.reshape(-1, chunk, batch))
-    features = tuple(f.reshape(passes, *f.shape[2:]) for f in jax.lax.map(run, split))
+  timesteps = noisy_a.shape[0]
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+  features = _run_unet(unet, params, images, levels, source)
   return tuple(f[:timesteps] for f in features), tuple(f[timesteps:] for f in features)
 
 
@@ -116,23 +91,89 @@ def fuse_noisy(
   noisy_b: Array,
   noise_levels: Array,
   *,
+  sources: tuple[Array, Array] | None = None,
   source: str = "decoder",
   passes_per_step: int | None = None,
 ) -> Array:
   """Fuses noised sources; no randomness.
 
-  Args and errors are those of `extract_features`, with `params` = {"unet", "fusion_head"}.
+  Args:
+    unet: the UNet.
+    head: the fusion head.
+    params: {"unet", "fusion_head"}.
+    noisy_a: [T, B, H, W, 1].
+    noisy_b: [T, B, H, W, 1].
+    noise_levels: [T] or [T, B].
+    sources: the clean images [B, H, W, 1], for a head that blends them (see `FusionHead`); None:
+      they are estimated as the least noisy ones, rescaled.
+    source: "decoder" or "encoder" features.
+    passes_per_step: how many of the 2 T passes run as one batch; must divide 2 T. None: all. With
+      fewer, the passes follow one another, and of each only what it adds to the fusion of the
+      timesteps is kept: the memory holds the activations of so many passes and one set of features
+      a source, instead of T.
 
   Returns:
     The fused image [B, H, W, 1], float32 in (-1, 1).
+
+  Raises:
+    ValueError: `passes_per_step` does not divide 2 T, or shapes do not fit the model.
   """
-  features_a, features_b = extract_features(
-    unet,
-    params["unet"],
-    noisy_a,
-    noisy_b,
-    noise_levels,
-    source=source,
-    passes_per_step=passes_per_step,
+  timesteps = noisy_a.shape[0]
+  passes = 2 * timesteps
+  chunk = passes_per_step or passes
+  if passes % chunk:
+    raise ValueError(f"passes_per_step must divide {passes}, got {chunk}")
+  variables = {"params": params["fusion_head"]}
+  if sources is None:
+    level = jnp.reshape(noise_levels, (timesteps, -1))[0][:, None, None, None]
+    sources = noisy_a[0] / level, noisy_b[0] / level
+  if chunk == passes:
+    features = extract_features(unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source)
+    return head.apply(variables, *features, sources)
+
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+
+  def shares(images: Array, levels: Array, indices: Array) -> list[tuple[Array, ...]]:
+    """What each pass of a step adds to the sums: a [B, h, w, c] array a level."""
+    features = _run_unet(unet, params["unet"], images, levels, source)
+    head.check([timesteps] * len(features), features)
+    return [
+      head.apply(variables, [f[i] for f in features], indices[i] % timesteps, method="share")
+      for i in range(chunk)
+    ]
+
+  def step(totals: list[Array], inputs: tuple[Array, ...]) -> tuple[list[Array], None]:
+    for i, share in enumerate(shares(*inputs)):
+      of_source = inputs[-1][i] // timesteps  # 0: a, 1: b
+      totals = [total.at[of_source].add(x) for total, x in zip(totals, share, strict=True)]
+    return totals, None
+
+  inputs = jax.tree.map(
+    lambda x: x.reshape(-1, chunk, *x.shape[1:]), (images, levels, jnp.arange(passes))
   )
-  return head.apply({"params": params["fusion_head"]}, features_a, features_b)
+  first = jax.eval_shape(shares, *(x[0] for x in inputs))[0]
+  totals = [jnp.zeros((2, *x.shape), x.dtype) for x in first]
+  totals, _ = jax.lax.scan(step, totals, inputs)
+  totals_a, totals_b = ([t[i] for t in totals] for i in range(2))
+  return head.apply(variables, totals_a, totals_b, sources, method="fuse")
+
+
+def _passes(noisy_a: Array, noisy_b: Array, noise_levels: Array) -> tuple[Array, Array]:
+  """The UNet's inputs: images [2 T, B, H, W, 1], those of a first, and their levels [2 T, B]."""
+  timesteps, batch = noisy_a.shape[:2]
+  levels = jnp.broadcast_to(jnp.reshape(noise_levels, (timesteps, -1)), (timesteps, batch))
+  return jnp.concatenate([noisy_a, noisy_b]), jnp.concatenate([levels, levels])
+
+
+def _run_unet(
+  unet: UNet, params: Mapping[str, Any], images: Array, levels: Array, source: str
+) -> tuple[Array, ...]:
+  """Features [P, B, h, w, c], a level each, of images [P, B, H, W, 1] at levels [P, B]."""
+  features = unet.apply(
+    {"params": params},
+    images.reshape(-1, *images.shape[2:]),
+    levels.reshape(-1),
+    source,
+    method="fusion_features",
+  )
+  return tuple(f.reshape(*images.shape[:2], *f.shape[1:]) for f in features)

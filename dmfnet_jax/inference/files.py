@@ -16,7 +16,8 @@ import numpy as np
 
 from dmfnet_jax.data import images, scaling
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.inference.batches import is_out_of_memory, pairs_per_batch
+from dmfnet_jax.inference.batches import is_out_of_memory, pairs_at_once
+from dmfnet_jax.inference.jobs import check_same_job, process_share, unfinished
 from dmfnet_jax.inference.options import FuseOptions, fingerprint
 from dmfnet_jax.inference.pairs import Pair, match_pairs
 from dmfnet_jax.inference.picture_io import LoadedPair, load_pair, write_pair
@@ -43,6 +44,9 @@ def fuse_files(
   rgb: bool = False,
   montage: images.PathLike | None = None,
   png: bool = False,
+  precision: str = "float32",
+  resume: bool = False,
+  shard: str | None = None,
 ) -> int:
   """Fuses two files or series, or all pairs of two folders matched by file stem.
 
@@ -82,13 +86,18 @@ def fuse_files(
     montage: of a pair of volumes a picture file to write some slices of A, B and the result to; of
       folders a folder.
     png: of volumes, also write the slices as pictures, to the folder `STEM_png`.
+    precision: "float32" or "bfloat16", in which the networks compute.
+    resume: leave out the pairs whose result is there, where the same model and options made it.
+    shard: "I/N": fuse every N-th pair only, from the I-th on, since other processes fuse the
+      others; see `jobs.process_share` for the default.
 
   Returns:
     0, or 1 where some pairs failed.
 
   Raises:
     UserError: nothing can be done: no such path, no pairs, an unknown model, a result that would
-      replace a source. Nothing has been written then.
+      replace a source, results of other options where those are to be kept. Nothing has been
+      written then.
   """
   options = FuseOptions(
     model=str(model_spec),
@@ -103,8 +112,10 @@ def fuse_files(
     rgb=rgb,
     montage=montage,
     png=png,
+    precision=precision,
   )
   _ = options.table, options.volume_table  # a mistyped name is noticed here
+  index, count = process_share(shard)
   pairs, alone = match_pairs(a, b, out, with_std=samples is not None)
   if alone and strict:
     shown = ", ".join(alone[:10]) + (f" and {len(alone) - 10} more" if len(alone) > 10 else "")
@@ -113,19 +124,28 @@ def fuse_files(
     say(f"warning: no partner for {path}")
   if not pairs:
     raise UserError(f"no file in {a} has a partner of the same stem in {b}")
-  pictures = [pair for pair in pairs if not pair.is_volume]
-  volumes = [pair for pair in pairs if pair.is_volume]
-  if not volumes and (montage is not None or rgb or resample or png or axis is not None):
-    say("warning: --axis, --resample, --rgb, --montage and --png are for volumes: no effect here")
-  if len(volumes) > 1 and images.as_path(montage or "").suffix.lower() in images.IMAGE_SUFFIXES:
-    raise UserError(f"{montage}: several volumes need a folder for their montages, not a file")
+  folder = pairs[0].out.parent
+  if resume and folder != images.as_path(out):
+    raise UserError(f"{out}: --resume needs a folder as the output")
+  _check_options(pairs, options)
+  if count > 1:
+    mine = pairs[index::count]
+    say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
+    pairs = mine
 
   # Here, not above: it loads JAX, and a mistyped path should not wait for that.
   from dmfnet_jax.inference.model import load_model
 
-  model = load_model(model_spec)
-  images.make_folder(pairs[0].out.parent)
+  model = load_model(model_spec, compute_dtype=precision)
+  images.make_folder(folder)
+  total, there = len(pairs), 0
+  if resume:
+    check_same_job(folder, options, fingerprint(model))
+    pairs = unfinished(pairs)
+    there = total - len(pairs)
   failed = 0
+  pictures = [pair for pair in pairs if not pair.is_volume]
+  volumes = [pair for pair in pairs if pair.is_volume]
   if pictures:
     run = _Run(model, len(pictures), options)
     run.fuse(pictures)
@@ -134,8 +154,22 @@ def fuse_files(
     from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
     failed += fuse_volumes(model, volumes, options)
-  say(f"{len(pairs) - failed} of {len(pairs)} pairs fused into {out}")
+  earlier = f", {there} of them earlier" if there else ""
+  say(f"{total - failed} of {total} pairs fused into {out}{earlier}")
   return 1 if failed else 0
+
+
+def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
+  """Says which options have no effect; refuses a file where several montages are to be written."""
+  count = sum(pair.is_volume for pair in pairs)
+  for_volumes = (options.rgb, options.resample, options.png)
+  if not count and (any(for_volumes) or options.montage is not None or options.axis is not None):
+    say("warning: --axis, --resample, --rgb, --montage and --png are for volumes: no effect here")
+  is_file = images.as_path(options.montage or "").suffix.lower() in images.IMAGE_SUFFIXES
+  if count > 1 and is_file:
+    raise UserError(
+      f"{options.montage}: several volumes need a folder for their montages, not a file"
+    )
 
 
 class _Run:
@@ -206,7 +240,7 @@ class _Run:
   def _limit(self, shape: tuple[int, ...]) -> int:
     """How many pairs of this shape make a batch."""
     if shape not in self._limits:
-      self._limits[shape] = self._options.batch_size or pairs_per_batch(*shape[:2])
+      self._limits[shape] = pairs_at_once((shape[0], shape[1]), self._options.batch_size)
     return self._limits[shape]
 
   def _fullness(self, shape: tuple[int, ...]) -> float:

@@ -33,6 +33,7 @@ class FuseOptions:
   rgb: bool = False
   montage: Any = None
   png: bool = False
+  precision: str = "float32"
 
   @property
   def scales(self) -> bool:
@@ -109,6 +110,8 @@ def make_record(
   words = [f"--model={options.model}", f"--seed={options.seed}"]
   if options.samples is not None:
     words.append(f"--samples={options.samples}")
+  if options.precision != FuseOptions.precision:
+    words.append(f"--precision={options.precision}")
   for letter, used in (("a", window_a), ("b", window_b)):
     if used is not None:
       low, high = map(scaling.number, used.window)

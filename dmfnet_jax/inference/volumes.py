@@ -20,7 +20,7 @@ from dmfnet_jax.data import color, grids, nifti, scaling
 from dmfnet_jax.data.grids import Volume
 from dmfnet_jax.data.scaling import Window
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.inference.batches import is_out_of_memory, pairs_per_batch
+from dmfnet_jax.inference.batches import is_out_of_memory, pairs_at_once
 from dmfnet_jax.inference.options import (
   FuseOptions,
   UsedWindow,
@@ -214,7 +214,7 @@ def _fuse_slices(
   todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
   fused = np.zeros(a.shape, np.uint8)
   std = None if options.samples is None else np.zeros(a.shape, np.float32)
-  size = min(options.batch_size or pairs_per_batch(*a.shape[1:]), max(len(todo), 1))
+  size = min(pairs_at_once((a.shape[1], a.shape[2]), options.batch_size), max(len(todo), 1))
   interval = 0.1 if sys.stderr.isatty() else 30
   done = 0
   with tqdm(

@@ -93,7 +93,8 @@ def make_stage2_loss(
     features_a, features_b = jax.lax.stop_gradient(
       features.extract_features(unet, frozen_params, *noisy, source=source)
     )
-    fused = head.apply({"params": params}, features_a, features_b)
+    sources = batch["a"], batch["b"]
+    fused = head.apply({"params": params}, features_a, features_b, sources)
     return losses.fusion_loss(fused, batch["a"], batch["b"], **weights)
 
   return loss_fn

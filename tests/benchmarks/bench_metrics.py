@@ -1,16 +1,13 @@
 """Times all twelve metrics against the NumPy, SciPy and scikit-image version of the same.
 
-  python tests/benchmarks/bench_metrics.py [--pairs 64] [--size 256] [--repeats 5]
+  python tests/benchmarks/bench_metrics.py [--pairs 64] [--size 256] [--repeats 3]
 
 Prints both medians, their ratio and the machine. Compiling is not counted but printed, too.
 """
 
 import argparse
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,6 +16,7 @@ from scipy import ndimage
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
+import measuring  # noqa: E402
 from oracles import metrics_numpy  # noqa: E402
 
 from dmfnet_jax.metrics import compute_metrics  # noqa: E402
@@ -32,31 +30,11 @@ def pictures(num_pairs: int, size: int) -> list[np.ndarray]:
   return [a, b, np.rint((a + b) / 2)]
 
 
-def median_seconds(function: Callable[[], object], repeats: int) -> float:
-  """Median wall time of a call."""
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    function()
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds)
-
-
-def processor() -> str:
-  """What the operating system calls the processor."""
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:  # not Linux
-    lines = []
-  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-  return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--pairs", type=int, default=64)
   parser.add_argument("--size", type=int, default=256)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=3)
   args = parser.parse_args()
   batches = pictures(args.pairs, args.size)
 
@@ -67,11 +45,13 @@ def main() -> None:
     for triple in zip(*batches, strict=True):
       metrics_numpy.compute_metrics(*triple)
 
-  compiling = median_seconds(with_jax, 1)
-  fast = median_seconds(with_jax, args.repeats)
-  slow = median_seconds(with_numpy, min(args.repeats, 3))
+  start = time.perf_counter()
+  with_jax()
+  compiling = time.perf_counter() - start
+  seconds = measuring.interleaved_medians({"jax": with_jax, "numpy": with_numpy}, args.repeats)
+  fast, slow = seconds["jax"], seconds["numpy"]
   print(f"all twelve metrics, {args.pairs} pairs of {args.size} x {args.size}, medians")
-  print(f"machine: {platform.node()}, {processor()}; jax {jax.__version__} on {jax.devices()[0]}")
+  print(measuring.machine())
   print(f"first call, with compiling: {compiling:8.3f} s")
   print(f"dmfnet_jax.metrics:         {fast:8.3f} s  {args.pairs / fast:8.1f} pairs/s")
   print(f"NumPy, SciPy, scikit-image: {slow:8.3f} s  {args.pairs / slow:8.1f} pairs/s")

@@ -11,7 +11,7 @@ def model(monkeypatch) -> FakeModel:
   """Stands in for every model: `load_model("fake")` and "small" give it, other names nothing."""
   fake = FakeModel()
 
-  def load_model(spec):
+  def load_model(spec, **options):
     if spec not in ("fake", "small"):
       raise UserError(f"{spec}: no released model of this name")
     return fake

@@ -85,10 +85,9 @@ def extract(unet, noisy, **options):
   return jax.jit(lambda *noisy: features.extract_features(net, params, *noisy, **options))(*noisy)
 
 
-@pytest.mark.parametrize("passes_per_step", [None, 1, 2, 3])
-def test_features_are_the_whole_unets(unet, noisy, all_features, passes_per_step):
-  """The first up-block of each level, coarse to fine, of every step and source, in any chunks."""
-  computed = extract(unet, noisy, passes_per_step=passes_per_step)
+def test_features_are_the_whole_unets(unet, noisy, all_features):
+  """The first up-block of each level, coarse to fine, of every step and source."""
+  computed = extract(unet, noisy)
   # Two up-blocks a level, the last first: 3 is the coarse level's first, 1 the fine level's.
   for level, index in enumerate((3, 1)):
     whole = all_features["decoder"][index]
@@ -114,9 +113,34 @@ def test_one_level_for_all_pairs_is_enough(unet, noisy):
   jax.tree.map(np.testing.assert_array_equal, shared, spread)
 
 
+@pytest.fixture(scope="module")
+def whole_fused(noisy):
+  return fuse(noisy)
+
+
+def fuse(noisy, **options):
+  params, config = tiny.model()
+  unet = models.build_unet(config["unet"])
+  head = models.build_fusion_head(config["fusion_head"], config["unet"], 3)
+
+  def run(params, *noisy):
+    return features.fuse_noisy(unet, head, params, *noisy, **options)
+
+  return np.asarray(jax.jit(run)(params, *noisy))
+
+
+@pytest.mark.parametrize("passes_per_step", [1, 2, 3, 6])
+def test_the_passes_may_follow_one_another(noisy, whole_fused, passes_per_step):
+  """Every timestep's share reaches its own source, in any chunks."""
+  chunked = fuse(noisy, passes_per_step=passes_per_step)
+  np.testing.assert_allclose(chunked, whole_fused, rtol=1e-4, atol=1e-5)
+  swapped = fuse((noisy[1], noisy[0], noisy[2]), passes_per_step=passes_per_step)
+  assert np.abs(swapped - whole_fused).max() > 1e-2
+
+
 def test_impossible_requests_are_refused(unet, noisy):
   with pytest.raises(ValueError, match="passes_per_step must divide 6, got 4"):
-    extract(unet, noisy, passes_per_step=4)
+    fuse(noisy, passes_per_step=4)
   with pytest.raises(ValueError, match="'decoder' or the 'encoder', not from 'middle'"):
     extract(unet, noisy, source="middle")
   with pytest.raises(ValueError, match=r"height and width must be multiples of 2, got \(3, 6\)"):

@@ -1,0 +1,172 @@
+"""Fusing and Stage I training on an accelerator, in bfloat16, beside PyTorch on the same GPU.
+
+  python tests/benchmarks/bench_accelerator.py [--width 128] [--size 256] [--pairs 8] [--repeats 10]
+
+Prints pairs per second of this program, for each number of passes at a time, of PyTorch eager and
+of torch.compile (both as the published program computes, with bfloat16 autocast and channels last),
+training images per second of Stage I, and each one's share of the device's measured bfloat16 matrix
+peak. One process, taking turns, medians; data stay on the device. PyTorch needs its CUDA build.
+Where there is no accelerator it says so and ends; --anyway runs it on the CPU, to test it.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Both frameworks share the GPU's memory: JAX must not take most of it at the start.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+import measuring  # noqa: E402
+
+from dmfnet_jax.inference.engine import Engine  # noqa: E402
+
+LEVELS = np.array([0.999, 0.998, 0.996], np.float32)
+
+
+def main() -> None:
+  """Prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--width", type=int, default=128, help="of the finest level (%(default)s)")
+  parser.add_argument("--size", type=int, default=256)
+  parser.add_argument("--pairs", type=int, default=8, help="in a batch (%(default)s)")
+  parser.add_argument("--crop-size", type=int, default=160, help="in training (%(default)s)")
+  parser.add_argument("--train-pairs", type=int, default=16, help="a step (%(default)s)")
+  parser.add_argument("--repeats", type=int, default=10)
+  parser.add_argument("--anyway", action="store_true", help="also without an accelerator")
+  args = parser.parse_args()
+  if jax.default_backend() == "cpu" and not args.anyway:
+    print("accelerator: none here; run this benchmark on a machine that has one")
+    return
+  print(f"width {args.width}, bfloat16, medians of {args.repeats}")
+  print(measuring.machine(), flush=True)
+
+  side = 8192 if jax.default_backend() != "cpu" else 512
+  matrices = [jnp.asarray(measuring.pictures(1, side, seed)[0], jnp.bfloat16) for seed in (0, 1)]
+  multiply = jax.jit(jnp.matmul)
+  runs: dict[str, Callable[[], Any]] = {
+    "matrix product": lambda: multiply(*matrices).block_until_ready()
+  }
+  arithmetic = {"matrix product": 2.0 * side**3}
+  fusing, flops = _fusing(args)
+  runs |= fusing
+  arithmetic |= dict.fromkeys((name for name in fusing if name.startswith("dmfnet")), flops)
+  runs["Stage I training"], arithmetic["Stage I training"] = _training(args)
+
+  seconds = measuring.interleaved_medians(runs, args.repeats)
+  peak = arithmetic["matrix product"] / seconds["matrix product"]
+  print(f"bfloat16 matrix peak: {peak / 1e12:.1f} TFLOP/s ({side} x {side})")
+  print(f"{'':36} {'a second':>9} {'of peak':>8}")
+  for name in [*fusing, "Stage I training"]:
+    count = 2 * args.train_pairs if name == "Stage I training" else args.pairs
+    unit = "images" if name == "Stage I training" else "pairs"
+    line = f"{name:36} {count / seconds[name]:9.1f}"
+    if name in arithmetic:
+      line += f" {arithmetic[name] / seconds[name] / peak:8.2f}"
+    print(f"{line}  {unit}")
+  ours = min(seconds[name] for name in fusing if name.startswith("dmfnet"))
+  for name in fusing:
+    if name.startswith("PyTorch"):
+      print(f"faster than {name}: {seconds[name] / ours:.2f} x")
+
+
+def _fusing(args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], float]:
+  """The ways to fuse a batch, and the arithmetic that this program does for it."""
+  shape = (3, args.pairs, args.size, args.size, 1)
+  noisy = [measuring.pictures(3 * args.pairs, args.size, seed).reshape(shape) for seed in range(2)]
+  runs: dict[str, Callable[[], Any]] = {}
+  if importlib.util.find_spec("torch") is not None:
+    networks = measuring.torch_networks(args.width)
+    params, config = measuring.as_jax(*networks)
+    runs |= _pytorch(networks, noisy)
+  else:
+    config = measuring.model_config(args.width)
+    params = measuring.drawn_params(config)
+  inputs = [*(jnp.asarray(x) for x in noisy), jnp.asarray(LEVELS)]
+  flops = 0.0
+  for passes in (1, 2, 3, 6):
+    engine = Engine(params, config, compute_dtype="bfloat16", passes_per_step=passes)
+    if passes == 6:  # the other graphs compute the same, but a loop's body is counted once
+      flops = jax.jit(engine.fuse_noisy).lower(*inputs).cost_analysis()["flops"]
+    runs[f"dmfnet_jax, {passes} passes at a time"] = lambda engine=engine: engine.fuse_noisy(
+      *inputs
+    ).block_until_ready()
+  return runs, flops
+
+
+def _pytorch(networks: tuple, noisy: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+  """The published way of computing, eager and compiled, where PyTorch has the GPU too."""
+  import torch
+  import torch_reference
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  if device == "cpu" and jax.default_backend() != "cpu":
+    print("PyTorch has no GPU here: install its CUDA build to compare")
+    return {}
+  torch.set_default_device(device)
+  unet, head = (x.to(device, memory_format=torch.channels_last) for x in networks)
+  inputs = [torch.from_numpy(x[..., 0][:, :, None]).to(device) for x in noisy]
+  levels = torch.from_numpy(LEVELS).to(device)
+
+  def fuse(unet: Any, head: Any) -> None:
+    with torch.autocast(device, torch.bfloat16):
+      torch_reference.fuse_as_published(unet, head, *inputs, levels)
+    if device == "cuda":
+      torch.cuda.synchronize()
+
+  compiled = torch.compile(unet), torch.compile(head)
+  return {
+    "PyTorch, eager": lambda: fuse(unet, head),
+    "PyTorch, torch.compile": lambda: fuse(*compiled),
+  }
+
+
+def _training(args: argparse.Namespace) -> tuple[Callable[[], Any], float]:
+  """A step of Stage I with AdamW, and its arithmetic."""
+  from dmfnet_jax.configs import stage1
+  from dmfnet_jax.training import stages
+
+  config = stage1.get_config()
+  config.compute_dtype = "bfloat16"
+  config.unet.width = args.width
+  loss_fn = stages.make_loss(config)
+  optimizer = optax.adamw(1e-5, weight_decay=0.01)
+  params = jax.device_put(measuring.drawn_params(measuring.model_config(args.width))["unet"])
+  state = params, jax.jit(optimizer.init)(params)
+  pairs = args.train_pairs
+  images = [measuring.pictures(pairs, args.crop_size, seed)[..., None] for seed in range(2)]
+  batch = {"a": jnp.asarray(images[0]), "b": jnp.asarray(images[1])}
+  keys = jax.random.split(jax.random.key(0), pairs)
+
+  def step(state: Any, batch: Any, keys: Any) -> Any:
+    params, opt_state = state
+
+    def mean_loss(params: Any) -> Any:
+      return jnp.mean(loss_fn(params, None, batch, keys, True)[0])
+
+    gradient = jax.grad(mean_loss)(params)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  flops = jax.jit(step).lower(state, batch, keys).cost_analysis()["flops"]
+  train = jax.jit(step, donate_argnums=0)
+  holder = [state]
+
+  def run() -> None:
+    holder[0] = jax.block_until_ready(train(holder[0], batch, keys))
+
+  return run, flops
+
+
+if __name__ == "__main__":
+  main()

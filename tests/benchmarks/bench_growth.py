@@ -1,0 +1,99 @@
+"""Time and memory of fusing, by the size of the pictures and by the batch.
+
+  python tests/benchmarks/bench_growth.py [--width 64] [--repeats 3] [--plot growth.png]
+
+Random weights at `small`'s width by default. Medians; compiling is not counted. The memory is what
+XLA plans for the activations. Seconds a megapixel would be constant but for the attention, whose
+arithmetic grows with the square of the pixels.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+import measuring  # noqa: E402
+
+from dmfnet_jax.inference.engine import Engine, pair_keys  # noqa: E402
+
+SIZES = (128, 256, 512, 1024)
+BATCHES = (1, 2, 4, 8)
+
+
+def main() -> None:
+  """Prints both tables and draws them."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--width", type=int, default=64, help="of the finest level (%(default)s)")
+  parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+  parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+  parser.add_argument("--batch-size", type=int, default=256, help="the side for the batches")
+  parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--plot", metavar="FILE", help="also draw both")
+  args = parser.parse_args()
+  config = measuring.model_config(args.width)
+  engine = Engine(measuring.drawn_params(config), config, compute_dtype=args.precision)
+
+  print(f"width {args.width}, {args.precision}, medians of {args.repeats}")
+  print(measuring.machine(), flush=True)
+  by_size = {size: _measure(engine, size, 1, args.repeats) for size in args.sizes}
+  print(f"{'pixels':>12} {'s a pair':>9} {'s a megapixel':>14} {'MB':>8} {'MB a megapixel':>15}")
+  for size, (seconds, memory) in by_size.items():
+    pixels = size * size / 1e6
+    print(
+      f"{size:>5} x {size:<4} {seconds:9.2f} {seconds / pixels:14.2f} {memory:8.0f} "
+      f"{memory / pixels:15.0f}",
+      flush=True,
+    )
+  by_batch = {
+    count: _measure(engine, args.batch_size, count, args.repeats) for count in args.batches
+  }
+  print(f"{'batch':>12} {'s':>9} {'s a pair':>14} {'MB':>8} {'MB a pair':>15}")
+  for count, (seconds, memory) in by_batch.items():
+    print(
+      f"{count:>12} {seconds:9.2f} {seconds / count:14.2f} {memory:8.0f} {memory / count:15.0f}"
+    )
+  if args.plot:
+    _plot(args, by_size, by_batch)
+
+
+def _measure(engine: Engine, size: int, count: int, repeats: int) -> tuple[float, float]:
+  """Seconds and planned megabytes of one batch."""
+  a, b = (measuring.pictures(count, size, seed) for seed in range(2))
+  keys = pair_keys(0, [str(i) for i in range(count)])
+  runs = {"fuse": lambda: engine.fuse(a, b, keys, batch_size=count)}
+  seconds = measuring.interleaved_medians(runs, repeats)["fuse"]
+  return seconds, engine.temporary_bytes(size, size, count) / 1e6
+
+
+def _plot(args: argparse.Namespace, by_size: dict, by_batch: dict) -> None:
+  """Draws seconds and memory over pixels and over the batch, log-log, with a line of slope one."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(9, 3.6), layout="constrained")
+  axes = figure.subplots(1, 2)
+  panels = (
+    (axes[0], {size * size / 1e6: found for size, found in by_size.items()}, "megapixels"),
+    (axes[1], by_batch, f"pairs of {args.batch_size} x {args.batch_size} in a batch"),
+  )
+  for axis, measured, label in panels:
+    x = np.array(list(measured))
+    seconds, memory = np.array(list(measured.values())).T
+    memory_axis = axis.twinx()
+    lines = axis.loglog(x, seconds, "o-", color="tab:blue", label="seconds")
+    lines += memory_axis.loglog(x, memory, "s-", color="tab:orange", label="memory, MB")
+    lines += axis.loglog(x, seconds[0] * x / x[0], ":", color="grey", label="linear")
+    axis.set_xlabel(label)
+    axis.set_ylabel("seconds")
+    memory_axis.set_ylabel("MB of activations")
+    axis.legend(handles=lines, frameon=False)
+  figure.suptitle(f"width {args.width}, {args.precision}, {measuring.processor()}", fontsize=9)
+  figure.savefig(args.plot, dpi=120)
+  print(f"plot: {args.plot}")
+
+
+if __name__ == "__main__":
+  main()

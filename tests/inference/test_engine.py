@@ -1,0 +1,206 @@
+"""The engine: sizes, memory, devices, and each chip's own share of the arithmetic."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dmfnet_jax.inference import batches, engine
+from dmfnet_jax.inference.engine import Engine, padded_size
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+  ("size", "padded"),
+  [(1, 16), (16, 16), (17, 32), (250, 256), (256, 256), (257, 288), (512, 512), (513, 576)],
+)
+def test_a_side_is_padded_to_one_of_a_few_sizes(size, padded):
+  assert padded_size(size, 16) == padded
+
+
+def test_padded_sizes_fit_the_network_and_are_few():
+  """Eight an octave, and at most an eighth larger than the picture (or less than a stride)."""
+  for stride in (1, 2, 16):
+    sizes = np.arange(1, 2049)
+    padded = np.array([padded_size(size, stride) for size in sizes.tolist()])
+    assert (padded % stride == 0).all()
+    assert (padded >= sizes).all()
+    assert (padded - sizes < np.maximum(stride, sizes / 8 + 1)).all()
+    assert (np.diff(padded) >= 0).all()
+    assert len(np.unique(padded[(sizes > 256) & (sizes <= 512)])) == 8
+
+
+@pytest.fixture(scope="module")
+def fusing():
+  return Engine(*tiny.model())
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def test_mixed_sizes_share_programs_and_do_not_mix(fusing, monkeypatch):
+  """Sizes of one padded size compile once; each picture is as if it alone had been fused."""
+  programs = []
+  fuse = engine._fuse
+
+  def counting(*key):
+    program = fuse(*key)
+
+    def call(params, a, b, keys):
+      programs.append(a.shape)
+      return program(params, a, b, keys)
+
+    return call
+
+  monkeypatch.setattr(engine, "_fuse", counting)
+  alone = {}
+  for size in ((13, 21), (14, 22), (13, 22)):
+    a, b = draw(1, *size), draw(1, *size, seed=1)
+    alone[size] = fusing.fuse(a, b, engine.pair_keys(0, ["x"]))
+  assert set(programs) == {(1, 14, 22)}
+  for size, expected in alone.items():
+    a, b = draw(1, *size), draw(1, *size, seed=1)
+    np.testing.assert_array_equal(fusing.fuse(a, b, engine.pair_keys(0, ["x"])), expected)
+    padded = [np.pad(x, ((0, 0), (0, 14 - size[0]), (0, 22 - size[1])), "reflect") for x in (a, b)]
+    whole = fusing.fuse(*padded, engine.pair_keys(0, ["x"]))
+    np.testing.assert_array_equal(whole[:, : size[0], : size[1]], expected)
+
+
+def test_fewer_passes_take_less_memory():
+  """At most half of the one batch of six; stated without running anything."""
+  params, config = tiny.model(width=16, multipliers=(1, 1, 2))
+  sizes = {
+    passes: Engine(params, config, passes_per_step=passes).temporary_bytes(64, 64)
+    for passes in (1, 2, 3, 6)
+  }
+  assert sizes[1] < sizes[2] < sizes[3] < sizes[6]
+  assert sizes[1] <= sizes[6] / 2
+  for passes, measured in sizes.items():
+    estimated = batches.estimate_bytes(config, (64, 64), 1, passes, "float32")
+    assert measured <= estimated <= 2 * measured
+
+
+class Accelerator:
+  platform = "gpu"
+
+  def __init__(self, free):
+    self.free = free
+
+  def memory_stats(self):
+    return self.free and {"bytes_limit": self.free + 1000, "bytes_in_use": 1000}
+
+
+def test_passes_follow_the_memory_at_hand(monkeypatch):
+  """A CPU takes the passes one by one; an accelerator as many as fit half of what is free."""
+  _, config = tiny.model()
+  choice = (config, (256, 256), 4, "float32")
+  assert batches.choose_passes(*choice) == 1
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  for passes in (1, 2, 3, 6):
+    free = 2 * batches.estimate_bytes(config, (256, 256), 4, passes, "float32")
+    monkeypatch.setattr(jax, "local_devices", lambda free=free: [Accelerator(free)])
+    assert batches.choose_passes(*choice) == passes
+    half = batches.estimate_bytes(config, (256, 256), 4, passes, "bfloat16")
+    assert half < free / 2
+  monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2)])
+  assert batches.choose_passes(*choice) == 1
+  monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(None)])
+  assert batches.choose_passes(*choice) == 6
+
+
+DEVICES = """
+  import sys
+  import jax
+  import numpy as np
+  import tiny
+  from dmfnet_jax.inference.batches import pairs_at_once
+  from dmfnet_jax.inference.model import DMFNet
+
+  assert jax.local_device_count() == 4
+  assert pairs_at_once((3, 5)) == 4 and pairs_at_once((3, 5), batch_size=2) == 8
+  given = np.load(sys.argv[1])
+  model = DMFNet(*tiny.model())
+  names = [str(i) for i in range(7)]
+  fused = {
+    "by_one": model.fuse(given["a"], given["b"], names=names),
+    "by_two": model.fuse(given["a"], given["b"], names=names, batch_size=2),
+    "alone": model.fuse(given["a"][0], given["b"][0], names=names[:1]),
+  }
+  np.savez(sys.argv[2], **fused)
+"""
+
+
+def test_four_devices_fuse_what_one_fuses(tmp_path):
+  """Seven pairs on four devices: every picture bit for bit as on one device, in the same share."""
+  from dmfnet_jax.inference.model import DMFNet
+
+  a, b = draw(7, 3, 5), draw(7, 3, 5, seed=1)
+  np.savez(tmp_path / "given.npz", a=a, b=b)
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      textwrap.dedent(DEVICES),
+      str(tmp_path / "given.npz"),
+      str(tmp_path / "fused.npz"),
+    ],
+    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  fused = np.load(tmp_path / "fused.npz")
+  model, names = DMFNet(*tiny.model()), [str(i) for i in range(7)]
+  for key, batch_size in (("by_one", 1), ("by_two", 2)):
+    expected = model.fuse(a, b, names=names, batch_size=batch_size)
+    np.testing.assert_array_equal(fused[key], expected)
+  np.testing.assert_array_equal(fused["alone"], fused["by_one"][0])
+
+
+def test_each_chip_computes_its_own_share(monkeypatch):
+  """On a described slice of four TPU chips: a chip's program has a quarter of the arithmetic."""
+  pytest.importorskip("libtpu", reason='TPU programs need libtpu: pip install -e ".[tpu]"')
+  for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
+    monkeypatch.setenv(name, value)
+  from jax.experimental import topologies
+
+  slice_of_four = topologies.get_topology_desc("v5e:2x2", "tpu")
+  params, config = tiny.model(width=16, multipliers=(1, 1, 2))
+  fuse = engine.fuse_function(config, "bfloat16", 6)
+
+  def flops(num_devices, pairs):
+    program = engine.divide_among(fuse, slice_of_four.devices[:num_devices])
+    image = jax.ShapeDtypeStruct((pairs, 32, 32), jnp.float32)
+    keys = jax.eval_shape(lambda: engine.pair_keys(0, [""] * pairs))
+    compiled = program.trace(jax.tree.map(_shape, params), image, image, keys).lower().compile()
+    return compiled.cost_analysis()["flops"]
+
+  one_chip, share = flops(1, 8), flops(4, 8)
+  assert share == pytest.approx(one_chip / 4, rel=0.05)
+  # The arithmetic is in there at all: at least the six passes' first convolutions.
+  assert share > 2 * 6 * 2 * 32 * 32 * 16 * 9 * 16
+
+
+def _shape(leaf):
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def test_models_of_one_config_share_their_programs():
+  params, config = tiny.model()
+  other = jax.tree.map(lambda x: 1.1 * x, params)
+  first, second = Engine(params, config), Engine(other, config)
+  a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
+  assert (first.fuse(a, b, keys) != second.fuse(a, b, keys)).any()
+  program = engine._fuse(*first._key((4, 6), 1), first._devices[:1])
+  assert program is engine._fuse(*second._key((4, 6), 1), second._devices[:1])

@@ -1,0 +1,172 @@
+"""Large jobs: several processes, and going on where a job stopped."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmfnet_jax.data import images
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import files, jobs
+
+STEMS = [f"{i:02d}" for i in range(11)]
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+  rng = np.random.default_rng(0)
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    for stem in STEMS:
+      picture = rng.integers(0, 256, (5, 6), np.uint8)
+      images.write_image(tmp_path / folder / f"{stem}.png", picture)
+  return tmp_path / "a", tmp_path / "b"
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+  for name in ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"):
+    monkeypatch.delenv(name, raising=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in images.list_files(folder)}
+
+
+def names(model) -> list[str]:
+  return [name for call in model.calls for name in call["names"]]
+
+
+def test_processes_share_the_pairs(folders, tmp_path, model, monkeypatch, capsys):
+  """Each pair is fused once, by its process, to the bytes that one process writes."""
+  files.fuse_files("fake", *folders, tmp_path / "one")
+  model.calls.clear()
+  for index in range(2):
+    assert files.fuse_files("fake", *folders, tmp_path / "all", shard=f"{index}/3") == 0
+  monkeypatch.setenv("JAX_PROCESS_ID", "2")
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+  assert files.fuse_files("fake", *folders, tmp_path / "all") == 0
+  assert sorted(names(model)) == STEMS
+  assert contents(tmp_path / "all") == contents(tmp_path / "one")
+  err = capsys.readouterr().err
+  assert "process 2 of 3: 3 of 11 pairs" in err
+  assert "3 of 3 pairs fused" in err
+
+
+def test_more_processes_than_pairs(folders, tmp_path, model):
+  assert files.fuse_files("fake", *folders, tmp_path / "out", shard="40/50") == 0
+  assert model.calls == []
+
+
+@pytest.mark.parametrize("words", ["4/4", "-1/4", "1", "a/b", "1/0", "0/4/2"])
+def test_what_is_no_share_is_refused(words):
+  with pytest.raises(UserError, match="--shard is I/N with I from 0 to N - 1"):
+    jobs.process_share(words)
+
+
+@pytest.mark.parametrize(("index", "count"), [("3", "3"), ("x", "3"), ("0", None), (None, "2")])
+def test_a_launcher_that_contradicts_itself_is_refused(monkeypatch, index, count):
+  for name, value in (("JAX_PROCESS_ID", index), ("JAX_NUM_PROCESSES", count)):
+    if value is not None:
+      monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match="JAX_PROCESS_ID and JAX_NUM_PROCESSES must be"):
+    jobs.process_share(None)
+
+
+def test_alone_by_default():
+  assert jobs.process_share(None) == (0, 1)
+
+
+def test_a_stopped_job_goes_on(folders, tmp_path, model, monkeypatch, capsys):
+  """Nothing is fused twice, nothing is left out, and the bytes are those of one go."""
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, tmp_path / "one", seed=5)
+  model.calls.clear()
+  fuse = model.fuse
+
+  def interrupted(*args, **kwargs):
+    if len(model.calls) == 4:
+      raise KeyboardInterrupt
+    return fuse(*args, **kwargs)
+
+  monkeypatch.setattr(model, "fuse", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    files.fuse_files("fake", *folders, out, seed=5, resume=True, batch_size=1)
+  done = set(contents(out))
+  assert 0 < len(done) <= 4
+  monkeypatch.setattr(model, "fuse", fuse)
+  model.calls.clear()
+  assert files.fuse_files("fake", *folders, out, seed=5, resume=True) == 0
+  assert {f"{name}.png" for name in names(model)} == {f"{stem}.png" for stem in STEMS} - done
+  assert contents(out) == contents(tmp_path / "one")
+  assert f"11 of 11 pairs fused into {out}, {len(done)} of them earlier" in capsys.readouterr().err
+  model.calls.clear()
+  assert files.fuse_files("fake", *folders, out, seed=5, resume=True) == 0
+  assert model.calls == []
+
+
+def test_without_resume_results_are_replaced(folders, tmp_path, model):
+  files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
+  model.calls.clear()
+  files.fuse_files("fake", *folders, tmp_path / "out")
+  assert sorted(names(model)) == STEMS
+
+
+def test_results_of_other_options_are_not_kept(folders, tmp_path, model):
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, out, resume=True, samples=2, window_a="0,200")
+  before = contents(out)
+  for options in ({"seed": 1}, {"window_a": "0,100"}, {"precision": "bfloat16"}):
+    asked = {"samples": 2, "window_a": "0,200"} | options
+    name = next(iter(options)).replace("_", "-")
+    with pytest.raises(UserError, match=f"holds results of another {name}: fuse into another"):
+      files.fuse_files("fake", *folders, out, resume=True, **asked)
+  assert contents(out) == before
+  assert files.fuse_files("fake", *folders, out, resume=True, samples=2, window_a="0,200") == 0
+
+
+def test_another_model_is_told(folders, tmp_path, model):
+  model.params = {"w": np.zeros(2, np.float32)}
+  files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
+  model.params = {"w": np.ones(2, np.float32)}
+  with pytest.raises(UserError, match="holds results of another model"):
+    files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
+
+
+def test_results_of_unknown_origin_are_kept_with_a_warning(folders, tmp_path, model, capsys):
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, out)
+  (out / "03.png").unlink()
+  model.calls.clear()
+  assert files.fuse_files("fake", *folders, out, resume=True) == 0
+  assert names(model) == ["03"]
+  assert "how the results there were made is not known" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_told(folders, tmp_path, model):
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, out, resume=True)
+  for text in ("{", "[]", "{}"):
+    (out / ".dmfnet_fuse.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged: delete it"):
+      files.fuse_files("fake", *folders, out, resume=True)
+
+
+def test_one_pair_into_a_file_is_not_resumed(folders, tmp_path, model):
+  pair = [folder / "00.png" for folder in folders]
+  with pytest.raises(UserError, match="--resume needs a folder as the output"):
+    files.fuse_files("fake", *pair, tmp_path / "x.png", resume=True)
+  assert not (tmp_path / "x.png").exists()
+
+
+def test_folders_are_listed_once(folders, tmp_path, model, monkeypatch):
+  """However many pairs there are: a listing of each folder, and no look at single results."""
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, out, resume=True)
+  (out / "03.png").unlink()
+  listed = []
+  scandir = os.scandir
+  monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+  assert files.fuse_files("fake", *folders, out, resume=True) == 0
+  assert {name: listed.count(name) for name in ("a", "b", "out")} == {"a": 2, "b": 2, "out": 1}
