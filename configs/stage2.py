@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
   # The loss.
   config.loss = ml_collections.ConfigDict()
   config.loss.intensity_weight = 1.5  # mean |F - max(A, B)|
+  config.loss.overlap = 0.0  # share of the darker source that the intensity's target has besides
   config.loss.gradient_weight = 1.0  # mean |grad F - max(grad A, grad B)|
   config.loss.ssim_weight = 0.5  # 1 - structure similarity
 
