@@ -1,4 +1,4 @@
-"""Runs a training command as several processes on this machine: a pod to try things on.
+r"""Runs a training command as several processes on this machine: a pod to try things on.
 
     python launch/local.py -n 2 --devices-per-process 2 -- \
         dmfnet train --config configs/tiny_stage1.py --workdir runs/pod

@@ -1,4 +1,4 @@
-"""`dmfnet preflight` for several topologies or recipes in turn: will this step fit that slice?
+r"""`dmfnet preflight` for several topologies or recipes in turn: will this step fit that slice?
 
     python launch/preflight.py --topology v5e:2x2 --topology v6e:16x16 -- \
         --config configs/stage1.py --config.batch_size=1024 --config.remat=True
