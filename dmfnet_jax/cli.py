@@ -210,11 +210,12 @@ def _config_arguments(args: argparse.Namespace) -> list[str]:
 def _start_jax() -> None:
   from absl import logging
 
-  from dmfnet_jax.backend import enable_compilation_cache
+  from dmfnet_jax.backend import enable_compilation_cache, ignore_absent_tpu
 
   # Below that, TFDS and Orbax remark on their own settings.
   logging.set_verbosity(logging.ERROR)
   enable_compilation_cache()
+  ignore_absent_tpu()
 
 
 def _demo(args: argparse.Namespace) -> None:

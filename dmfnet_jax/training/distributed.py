@@ -6,7 +6,6 @@ all devices. A process that went another way would leave the others waiting.
 """
 
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
@@ -14,12 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dmfnet_jax.backend import has_tpu
 from dmfnet_jax.errors import UserError
 
 # A process is taken for dead after so long without a sign of life, and ends the others.
@@ -105,8 +104,7 @@ def _in_cluster(environment: Mapping[str, str]) -> bool:
     return True
   if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
     return True
-  has_chips = any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/[0-9]*"))
-  return has_chips and importlib.util.find_spec("libtpu") is not None
+  return has_tpu()
 
 
 def _leave(error: BaseException) -> None:
