@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.compute_dtype = "float32"  # or "bfloat16"; parameters, norms and losses stay float32
   config.remat = False  # recompute activations in the backward pass: less memory, more time
   config.on_nonfinite = "stop"  # or "skip" the step; either way nonfinite.jsonl has its examples
-  config.may_change = ()  # fields that a resumed run may have other than its checkpoint, by name
+  config.may_change = ()  # names of fields that a resumed run may have other than its checkpoint
   config.profile_steps = 0  # steps to profile, from the third on; 0: none
   config.log_every_steps = 100  # a line of means in metrics.jsonl
   config.eval_every_steps = 5_000  # validation loss; also at every checkpoint

@@ -27,7 +27,7 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):
     self._path = workdir / "metrics.jsonl"
-    self._remote = "://" in os.fspath(workdir)
+    self._remote = _is_remote(workdir)
     self._lines: list[str] = []  # all of them where the file is remote, else none after the start
     self._pending = False
     self._written = 0.0
@@ -90,6 +90,10 @@ class MetricWriter:
     self.flush()
     if self._tensorboard:
       self._tensorboard.close()
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return "://" in os.fspath(path)
 
 
 def _step_of(line: str) -> float:

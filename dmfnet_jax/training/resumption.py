@@ -39,7 +39,9 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
   Raises:
     UserError: fields differ that must not; all are named, with both values.
   """
-  allowed = set(ours.get("may_change", ()))
+  # On the command line `a,b` comes as one string.
+  names = (name.strip() for entry in ours.get("may_change", ()) for name in entry.split(","))
+  allowed = {name for name in names if name}
   unknown = sorted(allowed - _flatten(ours).keys())
   if unknown:
     raise UserError(f"config.may_change names {unknown[0]!r}, which is no field of the config")
@@ -59,7 +61,7 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     )
     advice = "use the same, or start a new workdir"
     if not any(_is_structure(name, ours, theirs) for name in differing):
-      advice += f" (or allow it: --config.may_change={','.join(differing)},)"
+      advice += f" (or allow it: --config.may_change={','.join(differing)})"
     raise UserError(f"cannot resume: the checkpoint has {fields}; {advice}")
 
 

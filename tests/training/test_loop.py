@@ -276,7 +276,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
   ("change", "message"),
   [
     ({"batch_size": 2}, r"config.batch_size = 4, this run has 2; use the same, or .*may_change"),
-    ({"seed": 1}, r"config.seed = 0, this run has 1; .*may_change=seed,\)"),
+    ({"seed": 1}, r"config.seed = 0, this run has 1; .*may_change=seed\)"),
     ({"unet__width": 4}, r"config.unet.width = 8, this run has 4; .* start a new workdir$"),
     ({"optimizer__name": "adam"}, 'config.optimizer.name = "adamw", this run has "adam"; .*r$'),
     ({"optimizer__clip_norm": 1.0}, r"config.optimizer.clip_norm = 0.0, this run has 1.0; .*r$"),
@@ -284,7 +284,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
     (
       {"crop_size": 32, "optimizer__learning_rate": 0.5, "num_train_steps": 9},
       r"config.crop_size = 16, this run has 32; config.optimizer.learning_rate = 0.001, this run "
-      r"has 0.5; .*may_change=crop_size,optimizer.learning_rate,\)",
+      r"has 0.5; .*may_change=crop_size,optimizer.learning_rate\)",
     ),
     ({"may_change": ("unet.width",), "unet__width": 4}, "config.unet.width = 8, this run has 4"),
     ({"may_change": ("batch_size",), "batch_size": 2}, "the checkpoint's data has batch_size = 4"),
@@ -307,8 +307,24 @@ def test_resuming_for_longer_is_not(toy, toy_run, data_dir, tmp_path):
     "num_train_steps": 6,
     "log_every_steps": 2,
     "eval_batch_size": 3,
-    "may_change": ("optimizer.learning_rate",),
+    "may_change": ("crop_size,optimizer.learning_rate",),
     "optimizer__learning_rate": 1e-4,
   }
   state = train_and_evaluate(tiny.config(1, data_dir, **changes), tmp_path / "longer")
   assert int(state.step) == 6
+
+
+def test_worker_processes_feed_the_same_run(toy, data_dir, tmp_path):
+  states = [
+    train_and_evaluate(tiny.config(1, data_dir, num_workers=workers), tmp_path / str(workers))
+    for workers in (0, 1)
+  ]
+  tiny.assert_same(*states)
+
+
+def test_remat_trains_the_same(data_dir, stage1_run, tmp_path):
+  """Recomputed activations, dropout included, are the same up to rounding."""
+  state = train_and_evaluate(tiny.config(1, data_dir, remat=True), tmp_path)
+  expected = tiny.leaves(stage1_run[1].params)
+  for path, leaf in tiny.leaves(state.params).items():
+    np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)

@@ -17,6 +17,7 @@ import tiny
 from etils import epath
 from test_loop import put_toy, read_metrics, spoil_batch, without_times
 
+from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.checkpoint import load_trained
 from dmfnet_jax.training.loop import train_and_evaluate
@@ -191,7 +192,8 @@ def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
   (line,) = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
   entry = json.loads(line)
   assert (entry["step"], entry["loss"], entry["records"]) == (3, "nan", records)
-  assert entry["names"] == [f"train{record}" for record in records]
+  source = builders.open_source("paired_folder", data_dir, "train")
+  assert entry["names"] == [source[record]["name"].decode() for record in records]
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
