@@ -38,12 +38,14 @@ def get_config() -> ml_collections.ConfigDict:
   # The model.
   config.fusion_head = ml_collections.ConfigDict()
   config.fusion_head.attention = "triple"  # or "mean"
+  config.fusion_head.output = "tanh"  # or "blend": weighs the sources' own pixels, adds a rest
   config.fusion_head.multi_scale_reach = 2  # coarser levels that feed a level: 2, 1 or 0
 
   # The features.
   config.features = ml_collections.ConfigDict()
   config.features.timesteps = (5, 10, 20)  # ascending
   config.features.source = "decoder"  # or "encoder"
+  config.features.noise = True  # False: features of clean images, and no randomness in fusing
   config.features.schedule = ml_collections.ConfigDict()  # not Stage I's: linear in the paper
   config.features.schedule.name = "linear"  # any that Stage I may have
   config.features.schedule.num_timesteps = 2000  # T

@@ -172,11 +172,13 @@ def fuse_function(config: Mapping[str, Any], compute_dtype: str, passes_per_step
   """
   timesteps = tuple(config["features"]["timesteps"])
   schedule = make_schedule(**config["features"]["schedule"])
+  noise = config["features"].get("noise", True)  # the first model files have no such field
   fuse_noisy = _fuse_noisy_function(config, compute_dtype, passes_per_step)
 
   def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
-    noisy = features.noise_sources(schedule, timesteps, a[..., None], b[..., None], keys)
-    return fuse_noisy(params, *noisy)[..., 0]
+    sources = a[..., None], b[..., None]
+    noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
+    return fuse_noisy(params, *noisy, sources)[..., 0]
 
   return fuse
 
@@ -211,7 +213,13 @@ def _fuse_noisy_function(
     config["fusion_head"], config["unet"], num_timesteps, compute_dtype
   )
 
-  def fuse_noisy(params: Any, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
+  def fuse_noisy(
+    params: Any,
+    noisy_a: Array,
+    noisy_b: Array,
+    noise_levels: Array,
+    sources: tuple[Array, Array] | None = None,
+  ) -> Array:
     return features.fuse_noisy(
       unet,
       head,
@@ -219,6 +227,7 @@ def _fuse_noisy_function(
       noisy_a,
       noisy_b,
       noise_levels,
+      sources=sources,
       source=config["features"]["source"],
       passes_per_step=passes_per_step,
     )

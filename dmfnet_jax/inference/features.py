@@ -17,7 +17,13 @@ Array = jax.Array
 
 
 def noise_sources(
-  schedule: NoiseSchedule, timesteps: Sequence[int], a: Array, b: Array, keys: Array
+  schedule: NoiseSchedule,
+  timesteps: Sequence[int],
+  a: Array,
+  b: Array,
+  keys: Array,
+  *,
+  noise: bool = True,
 ) -> tuple[Array, Array, Array]:
   """Noises both sources at every timestep.
 
@@ -27,6 +33,7 @@ def noise_sources(
     a: [B, H, W, 1] the MRI.
     b: [B, H, W, 1] the other modality's luma.
     keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
+    noise: whether noise is added; without (an ablation) the images are only scaled.
 
   Returns:
     noisy_a and noisy_b [T, B, H, W, 1], and the noise levels [T, B], drawn per pair and shared by
@@ -35,11 +42,15 @@ def noise_sources(
 
   def noise_pair(key: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
     level_key, a_key, b_key = jax.random.split(key, 3)
-    shape = (len(timesteps), *a.shape)
     levels = sample_noise_level(schedule, level_key, jnp.asarray(timesteps))
-    noisy_a = gaussian.q_sample(a, levels, jax.random.normal(a_key, shape))
-    noisy_b = gaussian.q_sample(b, levels, jax.random.normal(b_key, shape))
-    return noisy_a, noisy_b, levels
+
+    def noised(key: Array, x: Array) -> Array:
+      shape = (len(timesteps), *x.shape)
+      return gaussian.q_sample(
+        x, levels, jax.random.normal(key, shape) if noise else jnp.zeros(shape)
+      )
+
+    return noised(a_key, a), noised(b_key, b), levels
 
   return jax.vmap(noise_pair, out_axes=1)(keys, a, b)
 
@@ -80,6 +91,7 @@ def fuse_noisy(
   noisy_b: Array,
   noise_levels: Array,
   *,
+  sources: tuple[Array, Array] | None = None,
   source: str = "decoder",
   passes_per_step: int | None = None,
 ) -> Array:
@@ -92,6 +104,8 @@ def fuse_noisy(
     noisy_a: [T, B, H, W, 1].
     noisy_b: [T, B, H, W, 1].
     noise_levels: [T] or [T, B].
+    sources: the clean images [B, H, W, 1], for a head that blends them (see `FusionHead`); None:
+      they are estimated as the least noisy ones, rescaled.
     source: "decoder" or "encoder" features.
     passes_per_step: how many of the 2 T passes run as one batch; must divide 2 T. None: all. With
       fewer, the passes follow one another, and of each only what it adds to the fusion of the
@@ -110,9 +124,12 @@ def fuse_noisy(
   if passes % chunk:
     raise ValueError(f"passes_per_step must divide {passes}, got {chunk}")
   variables = {"params": params["fusion_head"]}
+  if sources is None:
+    level = jnp.reshape(noise_levels, (timesteps, -1))[0][:, None, None, None]
+    sources = noisy_a[0] / level, noisy_b[0] / level
   if chunk == passes:
     features = extract_features(unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source)
-    return head.apply(variables, *features)
+    return head.apply(variables, *features, sources)
 
   images, levels = _passes(noisy_a, noisy_b, noise_levels)
 
@@ -137,7 +154,8 @@ def fuse_noisy(
   first = jax.eval_shape(shares, *(x[0] for x in inputs))[0]
   totals = [jnp.zeros((2, *x.shape), x.dtype) for x in first]
   totals, _ = jax.lax.scan(step, totals, inputs)
-  return head.apply(variables, *([t[i] for t in totals] for i in range(2)), method="fuse")
+  totals_a, totals_b = ([t[i] for t in totals] for i in range(2))
+  return head.apply(variables, totals_a, totals_b, sources, method="fuse")
 
 
 def _passes(noisy_a: Array, noisy_b: Array, noise_levels: Array) -> tuple[Array, Array]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dmfnet_jax.models.fusion_head import ATTENTIONS, FusionHead
+from dmfnet_jax.models.fusion_head import ATTENTIONS, OUTPUTS, FusionHead
 from dmfnet_jax.models.unet import UNet
 
-__all__ = ["ATTENTIONS", "FusionHead", "UNet", "build_fusion_head", "build_unet"]
+__all__ = ["ATTENTIONS", "OUTPUTS", "FusionHead", "UNet", "build_fusion_head", "build_unet"]
 
 
 def build_unet(config: Mapping[str, Any], dtype: Any = "float32", remat: bool = False) -> UNet:

@@ -15,6 +15,8 @@ from dmfnet_jax.models.attention import MeanAttention, TripleAttention
 
 Array = jax.Array
 
+OUTPUTS = ("tanh", "blend")
+
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
   "triple": TripleAttention,
   "mean": MeanAttention,
@@ -102,6 +104,9 @@ class FusionHead(nn.Module):
     attention: a name in `ATTENTIONS`.
     multi_scale_reach: how many coarser levels feed a level: 2 (the paper), 1, or 0 (the finest
       level alone makes the image).
+    output: "tanh" (the paper): F = tanh(h) is made of the features alone. "blend": F = w A +
+      (1 - w) B + r, cut to [-1, 1], with a weight w in (0, 1) and a rest r for each pixel from the
+      features. It begins as the mean of the sources, and need not learn to copy them.
     dtype: compute dtype; parameters and the output stay float32.
   """
 
@@ -109,6 +114,7 @@ class FusionHead(nn.Module):
   num_timesteps: int = 3
   attention: str = "triple"
   multi_scale_reach: int = 2
+  output: str = "tanh"
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -123,7 +129,10 @@ class FusionHead(nn.Module):
       next_width = widths[min(level + 1, len(widths) - 1)]
       setattr(self, f"block_{level}", ConvBlock(next_width, self.dtype))
     self.out1 = layers.conv(widths[-1] // 2, 3, dtype=self.dtype)
-    self.out2 = layers.conv(1, 3, dtype=self.dtype)
+    if self.output == "tanh":
+      self.out2 = layers.conv(1, 3, dtype=self.dtype)
+    else:
+      self.out2 = layers.conv(2, 3, dtype=self.dtype, kernel_init=nn.initializers.zeros_init())
 
   @property
   def _levels(self) -> range:
@@ -132,15 +141,21 @@ class FusionHead(nn.Module):
       0 if self.multi_scale_reach else len(self.level_widths) - 1, len(self.level_widths)
     )
 
-  def __call__(self, features_a: Sequence[Array], features_b: Sequence[Array]) -> Array:
+  def __call__(
+    self,
+    features_a: Sequence[Array],
+    features_b: Sequence[Array],
+    sources: tuple[Array, Array] | None = None,
+  ) -> Array:
     """Fuses the features of two sources.
 
     Args:
       features_a: a [T, B, h, w, c] array a level, coarse to fine, timesteps ascending; of the MRI.
       features_b: the same of the other modality.
+      sources: the images themselves, [B, H, W, 1] in [-1, 1]; only "blend" uses them.
 
     Returns:
-      The fused image [B, H, W, 1], float32 in (-1, 1).
+      The fused image [B, H, W, 1], float32 in [-1, 1].
 
     Raises:
       ValueError: the features' levels or timesteps are not the configured ones.
@@ -152,7 +167,7 @@ class FusionHead(nn.Module):
       shares = [self.share([f[t] for f in features], t) for t in range(self.num_timesteps)]
       return tuple(sum(level[1:], start=level[0]) for level in zip(*shares, strict=True))
 
-    return self.fuse(total(features_a), total(features_b))
+    return self.fuse(total(features_a), total(features_b), sources)
 
   def check(self, timesteps: Sequence[int], features: Sequence[Array]) -> None:
     """Checks what comes in.
@@ -188,7 +203,12 @@ class FusionHead(nn.Module):
       return tuple(f.astype(self.dtype) for _, f in used)
     return tuple(getattr(self, f"timestep_fusion_{level}").share(f, timestep) for level, f in used)
 
-  def fuse(self, totals_a: Sequence[Array], totals_b: Sequence[Array]) -> Array:
+  def fuse(
+    self,
+    totals_a: Sequence[Array],
+    totals_b: Sequence[Array],
+    sources: tuple[Array, Array] | None = None,
+  ) -> Array:
     """Fuses two sources, given the sums of `share` over the timesteps; returns [B, H, W, 1]."""
     outputs: list[Array] = []
     for level, a, b in zip(self._levels, totals_a, totals_b, strict=True):
@@ -203,4 +223,12 @@ class FusionHead(nn.Module):
         fused += layers.upsample_bilinear(skipped)
       outputs.append(getattr(self, f"block_{level}")(fused))
     h = nn.leaky_relu(self.out1(outputs[-1]), 0.2)
-    return jnp.tanh(self.out2(h).astype(jnp.float32))
+    h = self.out2(h).astype(jnp.float32)
+    if self.output == "tanh":
+      return jnp.tanh(h)
+    if sources is None:
+      raise ValueError("a head that blends the sources needs them")
+    a, b = sources
+    gate, rest = jnp.split(h, 2, axis=-1)
+    weight = nn.sigmoid(gate)
+    return jnp.clip(weight * a + (1 - weight) * b + rest, -1, 1)

@@ -53,6 +53,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_choice("features.source", features.source, ("decoder", "encoder"))
     _check_steps("features.timesteps", features.timesteps, features.schedule.num_timesteps)
     _check_choice("fusion_head.attention", config.fusion_head.attention, models.ATTENTIONS)
+    _check_choice("fusion_head.output", config.fusion_head.output, models.OUTPUTS)
     _check_choice("fusion_head.multi_scale_reach", config.fusion_head.multi_scale_reach, (0, 1, 2))
 
 
@@ -129,6 +130,7 @@ def make_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
     make_schedule(**config.features.schedule),
     tuple(config.features.timesteps),
     config.features.source,
+    config.features.noise,
     config.loss.to_dict(),
   )
 
@@ -154,4 +156,4 @@ def init_params(config: ml_collections.ConfigDict) -> Any:
     jax.ShapeDtypeStruct((timesteps, *f.shape), f.dtype)
     for f in jax.eval_shape(features, key, image, level)
   ]
-  return head.lazy_init(key, stacked, stacked)["params"]
+  return head.lazy_init(key, stacked, stacked, (image, image))["params"]

@@ -72,6 +72,7 @@ def make_stage2_loss(
   schedule: NoiseSchedule,
   timesteps: Sequence[int],
   source: str,
+  noise: bool,
   weights: dict[str, float],
 ) -> LossFn:
   """Stage II: the head fuses the frozen UNet's features.
@@ -82,16 +83,18 @@ def make_stage2_loss(
     schedule: the noise schedule of the features (linear in the paper).
     timesteps: the steps whose features are used, ascending.
     source: "decoder" or "encoder" features.
+    noise: whether the sources are noised, see `features.noise_sources`.
     weights: keyword arguments of `losses.fusion_loss`.
   """
 
   def loss_fn(params, frozen_params, batch, keys, train):
     del train  # the head has no dropout and the UNet is in eval mode
-    noisy = features.noise_sources(schedule, timesteps, batch["a"], batch["b"], keys)
+    noisy = features.noise_sources(schedule, timesteps, batch["a"], batch["b"], keys, noise=noise)
     features_a, features_b = jax.lax.stop_gradient(
       features.extract_features(unet, frozen_params, *noisy, source=source)
     )
-    fused = head.apply({"params": params}, features_a, features_b)
+    sources = batch["a"], batch["b"]
+    fused = head.apply({"params": params}, features_a, features_b, sources)
     return losses.fusion_loss(fused, batch["a"], batch["b"], **weights)
 
   return loss_fn
