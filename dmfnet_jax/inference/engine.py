@@ -29,7 +29,7 @@ from dmfnet_jax.inference.batches import choose_passes, pairs_per_batch
 Array = jax.Array
 FuseFn = Callable[[Any, Array, Array, Array], Array]
 
-_SIZES_PER_OCTAVE = 8  # 12 % of a side are added at most, 6 % on average
+_SIZES_PER_OCTAVE = 8  # a side grows by 12 % at most, by 4 % on average
 
 
 def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:

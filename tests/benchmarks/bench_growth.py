@@ -70,7 +70,7 @@ def _measure(engine: Engine, size: int, count: int, repeats: int) -> tuple[float
 
 
 def _plot(args: argparse.Namespace, by_size: dict, by_batch: dict) -> None:
-  """Draws seconds and memory over pixels and over the batch, log-log, with a line of slope one."""
+  """Draws time and memory over pixels and over the batch, relative to the first of each."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -82,14 +82,12 @@ def _plot(args: argparse.Namespace, by_size: dict, by_batch: dict) -> None:
   for axis, measured, label in panels:
     x = np.array(list(measured))
     seconds, memory = np.array(list(measured.values())).T
-    memory_axis = axis.twinx()
-    lines = axis.loglog(x, seconds, "o-", color="tab:blue", label="seconds")
-    lines += memory_axis.loglog(x, memory, "s-", color="tab:orange", label="memory, MB")
-    lines += axis.loglog(x, seconds[0] * x / x[0], ":", color="grey", label="linear")
+    axis.loglog(x, x / x[0], ":", color="grey", label="linear")
+    axis.loglog(x, seconds / seconds[0], "o-", label=f"time; first {seconds[0]:.2f} s")
+    axis.loglog(x, memory / memory[0], "s--", label=f"memory; first {memory[0]:.0f} MB")
     axis.set_xlabel(label)
-    axis.set_ylabel("seconds")
-    memory_axis.set_ylabel("MB of activations")
-    axis.legend(handles=lines, frameon=False)
+    axis.set_ylabel("times the first")
+    axis.legend(frameon=False)
   figure.suptitle(f"width {args.width}, {args.precision}, {measuring.processor()}", fontsize=9)
   figure.savefig(args.plot, dpi=120)
   print(f"plot: {args.plot}")

@@ -170,7 +170,7 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
 
 def test_each_chip_computes_its_own_share(monkeypatch):
   """On a described slice of four TPU chips: a chip's program has a quarter of the arithmetic."""
-  pytest.importorskip("libtpu", reason='TPU programs need libtpu: pip install -e ".[tpu]"')
+  pytest.importorskip("libtpu", reason="TPU programs need libtpu: pip install libtpu")
   for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
     monkeypatch.setenv(name, value)
   from jax.experimental import topologies
