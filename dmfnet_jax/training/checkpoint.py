@@ -24,6 +24,7 @@ from dmfnet_jax.training.progress import say
 from dmfnet_jax.training.state import TrainState
 
 STAGE1_FILE = "stage1.safetensors"
+MODEL_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints"
 # What cannot be read is moved here, out of the way of a new checkpoint of the same step.
 _DAMAGED = "damaged_checkpoints"
@@ -235,6 +236,20 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   frozen, stage1_config = weights.read_weights(workdir / STAGE1_FILE)
   params = {"unet": frozen["unet"], "fusion_head": trained}
   return params, {**model_config(config), "unet": stage1_config["unet"]}
+
+
+def write_model(workdir: epath.Path) -> epath.Path:
+  """Writes a Stage II run's best checkpoint as a model file, in half precision.
+
+  Args:
+    workdir: a workdir of Stage II.
+
+  Returns:
+    The path of the file, `model.safetensors` in the workdir.
+  """
+  params, config = load_trained(workdir)
+  weights.save_weights(workdir / MODEL_FILE, params, config, np.float16)
+  return workdir / MODEL_FILE
 
 
 def _checkpoints(workdir: epath.Path) -> epath.Path:

@@ -14,7 +14,7 @@ from etils import epath
 from dmfnet_jax.data import builders, images, pipeline
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training import distributed, pictures, stages, steps
-from dmfnet_jax.training.checkpoint import Checkpointer, to_host
+from dmfnet_jax.training.checkpoint import Checkpointer, to_host, write_model
 from dmfnet_jax.training.metric_writer import MetricWriter
 from dmfnet_jax.training.nonfinite import FiniteGuard, NonFiniteError
 from dmfnet_jax.training.progress import Profiler, Report, say
@@ -61,6 +61,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
+    _write_model(config, workdir)
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
@@ -148,6 +149,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       if stop and step < config.num_train_steps:
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
+  if step == config.num_train_steps:
+    _write_model(config, workdir)
   return to_host(state)
 
 
@@ -168,6 +171,12 @@ def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
       checkpointer.close()
     raise
   checkpointer.close()
+
+
+def _write_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Makes of a finished Stage II run one file that can be given away."""
+  if config.stage == 2 and jax.process_index() == 0:
+    say(f"the model of least validation loss: {write_model(workdir)}")
 
 
 def _write_overview(workdir: epath.Path, state: TrainState) -> None:

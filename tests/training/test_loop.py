@@ -328,3 +328,15 @@ def test_remat_trains_the_same(data_dir, stage1_run, tmp_path):
   expected = tiny.leaves(stage1_run[1].params)
   for path, leaf in tiny.leaves(state.params).items():
     np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_a_finished_run_leaves_a_model_file(stage1_run, stage2_run):
+  """Of the best checkpoint, in half precision; Stage I has nothing to fuse with."""
+  assert not (stage1_run[0] / "model.safetensors").exists()
+  params, config = weights.read_weights(stage2_run[0] / "model.safetensors")
+  expected, expected_config = load_trained(epath.Path(stage2_run[0]))
+  assert config == expected_config
+  ours, theirs = tiny.leaves(params), tiny.leaves(expected)
+  assert ours.keys() == theirs.keys()
+  for name, leaf in ours.items():
+    np.testing.assert_array_equal(leaf, theirs[name].astype(np.float16), err_msg=name)
