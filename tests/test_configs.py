@@ -204,9 +204,12 @@ def test_the_recipes_are_the_papers():
   assert stage1.optimizer.weight_decay == 0.01
   assert (stage2.optimizer.name, stage2.optimizer.learning_rate) == ("adam", 1e-4)
   assert stage2.features.timesteps == (5, 10, 20)
+  assert stage2.features.noise
+  assert stage2.fusion_head.output == "tanh"
   assert stage2.features.schedule.name == "linear"
   assert stage2.loss.to_dict() == {
     "intensity_weight": 1.5,
+    "overlap": 0.0,
     "gradient_weight": 1.0,
     "ssim_weight": 0.5,
   }

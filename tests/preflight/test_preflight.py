@@ -136,6 +136,9 @@ def test_the_real_step_is_compiled(libtpu, monkeypatch):
   assert cost.gradient_bytes == 12
   assert 12 <= cost.collective_bytes <= 20
   assert more.flops > 20 * cost.flops > 0
+  alone = compile_step(config, describe_devices("v5e:1x1"), 64)
+  assert more.flops == pytest.approx(alone.flops, rel=0.1)  # a chip does its own share only
+  assert alone.collectives == {}
   assert more.arguments_gib > cost.arguments_gib
   assert cost.compile_seconds > 0
 

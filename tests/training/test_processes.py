@@ -30,7 +30,7 @@ def start(processes, devices, **job):
 
 
 def finish(process, code=0):
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=900)
   assert process.returncode == code, output
   return output
 
@@ -55,7 +55,8 @@ def validation_losses(workdir):
 
 def test_any_topology_trains_the_same_model(data_dir, tmp_path):
   """Twenty steps with dropout; the validation's three pairs do not fill the devices."""
-  changes = {"num_train_steps": 20, "eval_every_steps": 10, "checkpoint_every_steps": 10}
+  changes = {"num_train_steps": 20, "eval_every_steps": 10, "checkpoint_every_steps": 0}
+  changes["sample_every_steps"] = 0
   workdirs = {}
   for processes, devices in ((1, 1), (1, 4), (2, 2)):
     workdir = tmp_path / f"{processes}x{devices}"
