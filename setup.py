@@ -68,5 +68,6 @@ setup(
     "serve": ["gradio>=6.31"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "preflight": ["libtpu"],  # compiles for TPUs on a machine that has none
   },
 )

@@ -27,10 +27,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_train_steps = 630_000  # the whole length, resumed or not
   config.compute_dtype = "float32"  # or "bfloat16"; parameters, norms and losses stay float32
   config.remat = False  # recompute activations in the backward pass: less memory, more time
+  config.on_nonfinite = "stop"  # or "skip" the step; either way nonfinite.jsonl has its examples
+  config.may_change = ()  # names of fields that a resumed run may have other than its checkpoint
+  config.profile_steps = 0  # steps to profile, from the third on; 0: none
   config.log_every_steps = 100  # a line of means in metrics.jsonl
-  config.eval_every_steps = 5_000  # validation loss
-  config.sample_every_steps = 5_000  # pictures in workdir/samples
-  config.checkpoint_every_steps = 5_000  # with the validation loss, by which the best is kept
+  config.eval_every_steps = 5_000  # validation loss; also at every checkpoint
+  config.sample_every_steps = 5_000  # pictures in workdir/samples; 0: at the last step only
+  config.checkpoint_every_steps = (
+    5_000  # by its validation loss the best is kept; 0: the last step's only
+  )
   config.keep_checkpoints = 3  # the newest ones; the best is kept besides
   config.eval_batch_size = 8  # pairs over all devices; rounded up to a multiple of them
 

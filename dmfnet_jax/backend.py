@@ -1,6 +1,7 @@
-"""Settings of JAX that belong to the process: the persistent compilation cache."""
+"""Settings of JAX that belong to the process: compilation cache, and no TPU where there is none."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 from pathlib import Path
@@ -21,6 +22,24 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(root / "dmfnet_jax" / _processor()))
   # The default of one second leaves out most of what a small model compiles.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def has_tpu() -> bool:
+  """Whether this machine is a host of TPU chips, by its device files."""
+  devices = Path("/dev")
+  has_chips = any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
+  return has_chips and importlib.util.find_spec("libtpu") is not None
+
+
+def ignore_absent_tpu() -> None:
+  """Keeps JAX from trying libtpu where it is installed for preflight and there is no TPU.
+
+  It would print a page of remarks at every start, and JAX's profiler would crash.
+  """
+  if os.environ.get("JAX_PLATFORMS") or has_tpu() or not importlib.util.find_spec("libtpu"):
+    return
+  has_gpu = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+  jax.config.update("jax_platforms", "cuda,cpu" if has_gpu else "cpu")
 
 
 def _processor() -> str:

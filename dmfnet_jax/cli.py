@@ -107,6 +107,28 @@ def build_parser() -> argparse.ArgumentParser:
   train.usage = "%(prog)s --config FILE.py --workdir DIR [--config.FIELD=VALUE ...]"
   train.add_argument("--workdir", metavar="DIR", required=True, help="checkpoints and logs")
   _add_config(train)
+  hosts = train.add_argument_group(
+    "several processes",
+    "detected on TPU slices, under SLURM and Open MPI; elsewhere give all three",
+  )
+  hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+  hosts.add_argument("--num-processes", metavar="N", type=cli_fuse.whole(1), help="how many")
+  hosts.add_argument("--process-id", metavar="I", type=cli_fuse.whole(0), help="this one, from 0")
+
+  about = "Compile the train step for a TPU slice that is not here: does it fit, what does it cost?"
+  preflight = command("preflight", _preflight, about)
+  preflight.usage = "%(prog)s --config FILE.py --topology KIND:SHAPE [--config.FIELD=VALUE ...]"
+  preflight.description = f"{about} Exit code 0 where it fits, 1 where it does not."
+  preflight.add_argument(
+    "--topology", metavar="KIND:SHAPE", required=True, help="such as v5e:16x16, v6e:2x2, v4:2x2x2"
+  )
+  preflight.add_argument(
+    "--num-slices", metavar="N", type=cli_fuse.whole(1), default=1, help="slices of that shape"
+  )
+  preflight.add_argument(
+    "--find-batch", action="store_true", help="find the largest batch a chip that fits"
+  )
+  _add_config(preflight)
 
   data = command("data", _data, "Prepare a dataset for training.")
   steps = data.add_subparsers(title="steps", metavar="STEP", required=True)
@@ -192,11 +214,12 @@ def _config_arguments(args: argparse.Namespace) -> list[str]:
 def _start_jax() -> None:
   from absl import logging
 
-  from dmfnet_jax.backend import enable_compilation_cache
+  from dmfnet_jax.backend import enable_compilation_cache, ignore_absent_tpu
 
   # Below that, TFDS and Orbax remark on their own settings.
   logging.set_verbosity(logging.ERROR)
   enable_compilation_cache()
+  ignore_absent_tpu()
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -229,10 +252,24 @@ def _train(args: argparse.Namespace) -> None:
 
   config = parse_config(arguments)
   _start_jax()
-  from dmfnet_jax.training.loop import train_and_evaluate
+  from dmfnet_jax.training import distributed
 
-  # It returns the trained state, for callers in Python; here it is in the workdir.
-  train_and_evaluate(config, args.workdir)
+  with distributed.joined(args.coordinator, args.num_processes, args.process_id):
+    from dmfnet_jax.training.loop import train_and_evaluate
+
+    # It returns the trained state, for callers in Python; here it is in the workdir.
+    train_and_evaluate(config, args.workdir)
+
+
+def _preflight(args: argparse.Namespace) -> int:
+  arguments = _config_arguments(args)
+  from dmfnet_jax.training.config import parse_config
+
+  config = parse_config(arguments)
+  _start_jax()
+  from dmfnet_jax.preflight import preflight
+
+  return preflight(config, args.topology, num_slices=args.num_slices, find_batch=args.find_batch)
 
 
 def _data(args: argparse.Namespace) -> None:

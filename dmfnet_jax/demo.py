@@ -4,22 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dmfnet_jax import metrics, weights
+from dmfnet_jax import metrics
 from dmfnet_jax.data import color, images
 from dmfnet_jax.data.builders import mni_template
 from dmfnet_jax.data.panels import panel
 from dmfnet_jax.inference.evaluate import format_table
-from dmfnet_jax.inference.model import DMFNet, load_model
+from dmfnet_jax.inference.model import load_model
 
-_PREFERRED = "small"
+_MODEL = "small"
 
 
 def demo(out: str | Path) -> None:
-  """Fuses simulated pairs of the ICBM152 brain and shows the result.
-
-  Uses the released model; where the package has none, it prepares the `mni_pairs` dataset and
-  trains the `tiny` recipes for about a minute on two CPU cores, into the same folder (a second
-  call goes on from there).
+  """Fuses simulated pairs of the ICBM152 brain with the released model and shows the result.
 
   Writes OUT/demo.png (a row a pair: A, B, fused, and fused minus the maximum of the sources) and
   one OUT/fused/NAME.png a pair, and prints the metrics beside those of two trivial fusions, the
@@ -29,12 +25,11 @@ def demo(out: str | Path) -> None:
     out: a folder; made where needed.
 
   Raises:
-    UserError: the folder cannot be written, or something needed is not installed.
+    UserError: the folder cannot be written.
   """
   folder = images.make_folder(out)
-  name = _PREFERRED if _PREFERRED in weights.released_names() else None
-  model = load_model(name) if name else _train_tiny(folder)
-  print(f"model: {name or 'tiny, trained just now: it shows the program, not the quality'}")
+  model = load_model(_MODEL)
+  print(f"model: {_MODEL}")
 
   rows, titles = [], []
   sources: dict[str, list[np.ndarray]] = {"a": [], "b": []}
@@ -63,19 +58,3 @@ def demo(out: str | Path) -> None:
     table[label] = {metric: float(np.mean(value)) for metric, value in values.items()}
   print(format_table(table))
   print(f"pictures: {folder / 'demo.png'}, {folder / 'fused'}")
-
-
-def _train_tiny(folder: Path) -> DMFNet:
-  from dmfnet_jax.configs import tiny_stage1, tiny_stage2
-  from dmfnet_jax.data.builders import prepare
-  from dmfnet_jax.training.loop import train_and_evaluate
-
-  prepare("mni_pairs", folder / "data")
-  workdirs = [folder / "stage1", folder / "stage2"]
-  for recipe, workdir in zip((tiny_stage1, tiny_stage2), workdirs, strict=True):
-    config = recipe.get_config()
-    config.data_dir = str(folder / "data")
-    if config.stage == 2:
-      config.stage1 = str(workdirs[0])
-    train_and_evaluate(config, workdir)
-  return load_model(workdirs[1])

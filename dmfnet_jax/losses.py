@@ -83,6 +83,7 @@ def fusion_loss(
   b: Array,
   *,
   intensity_weight: float = 1.5,
+  overlap: float = 0.0,
   gradient_weight: float = 1.0,
   ssim_weight: float = 0.5,
 ) -> tuple[Array, dict[str, Array]]:
@@ -92,14 +93,20 @@ def fusion_loss(
     fused: [B, H, W, 1] the head's output F.
     a: [B, H, W, 1] the MRI.
     b: [B, H, W, 1] the other modality's luma.
-    intensity_weight: weight of mean |F - max(A, B)|.
+    intensity_weight: weight of mean |F - target|; the paper's target is max(A, B).
+    overlap: how much of the darker source the target has besides, from black (-1) up and cut at
+      white (1): where both sources are bright the fused image is brighter than either, so that
+      neither hides the other.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
     ssim_weight: weight of 1 - S, `structure_similarity`.
 
   Returns:
     The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself).
   """
-  intensity = jnp.mean(_abs(fused - jnp.maximum(a, b)), axis=_PER_IMAGE)
+  brightness = jnp.maximum(a, b)
+  if overlap:
+    brightness = jnp.minimum(brightness + overlap * (jnp.minimum(a, b) + 1), 1)
+  intensity = jnp.mean(_abs(fused - brightness), axis=_PER_IMAGE)
   target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
   gradient = jnp.mean(_abs(sobel_gradient(fused) - target), axis=_PER_IMAGE)
   ssim = structure_similarity(fused, a, b)

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -27,6 +28,8 @@ def pytest_configure(config):
   config.stash[_COMPILATION_CACHE] = folder
   os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  if importlib.util.find_spec("libtpu"):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # see `backend.ignore_absent_tpu`
 
 
 def pytest_unconfigure(config):

@@ -10,7 +10,18 @@ import dmfnet_jax
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 
-COMMANDS = ["demo", "fuse", "export", "evaluate", "train", "data", "convert", "report", "serve"]
+COMMANDS = [
+  "demo",
+  "fuse",
+  "export",
+  "evaluate",
+  "train",
+  "preflight",
+  "data",
+  "convert",
+  "report",
+  "serve",
+]
 
 
 @pytest.fixture
@@ -32,6 +43,7 @@ def calls(monkeypatch) -> list[tuple]:
     "inference.export": {"export_model": None},
     "training.config": {"parse_config": "the config"},
     "training.loop": {"train_and_evaluate": object()},
+    "preflight": {"preflight": 1},
     "data.builders": {"prepare": {"train": 3}},
     "interop.torch_weights": {"convert": "a path"},
   }
@@ -139,6 +151,14 @@ TRAINING = [
     ),
     ("train --config c.py --workdir w --config.batch_size=16 --config.seed 3", 0, TRAINING),
     ("train --config.batch_size=16 --workdir=w --config.seed 3 --config=c.py", 0, TRAINING),
+    (
+      "preflight --config c.py --topology v5e:2x2 --find-batch --config.seed=3",
+      1,
+      [
+        ("parse_config", (["--config=c.py", "--config.seed=3"],), {}),
+        ("preflight", ("the config", "v5e:2x2"), {"num_slices": 1, "find_batch": True}),
+      ],
+    ),
     (
       "data prepare mni_pairs --data-dir d",
       0,

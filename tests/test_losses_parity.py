@@ -66,3 +66,16 @@ def test_pictures_on_black_background_meet_torch(shape):
     assert terms[ours].shape == (batch,)
     assert relative_error(np.mean(terms[ours]), expected[name].item()) < TOLERANCE
   assert relative_error(nchw(gradient), theirs.grad) < TOLERANCE
+
+
+def test_overlap_brightens_the_target_where_both_sources_are_bright():
+  """By hand: max + 0.1 (min + 1), cut at 1."""
+  a, b = np.float32([-1, 0.0, 0.9]), np.float32([0.5, 0.0, 0.95])
+  target = np.float32([0.5, 0.1, 1.0])
+  a, b, target = (np.tile(x[:, None, None, None], (1, 8, 8, 1)) for x in (a, b, target))
+  _, terms = losses.fusion_loss(target, a, b, overlap=0.1)
+  np.testing.assert_allclose(terms["intensity"], 0, atol=1e-7)
+  _, terms = losses.fusion_loss(target - 0.25, a, b, overlap=0.1)
+  np.testing.assert_allclose(terms["intensity"], 0.25, rtol=1e-6)
+  _, terms = losses.fusion_loss(target, a, b)
+  np.testing.assert_allclose(terms["intensity"], [0, 0.1, 0.05], atol=1e-6)

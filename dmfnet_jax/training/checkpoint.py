@@ -5,8 +5,9 @@ never changes, so it is written once, as a model file beside the checkpoints: a 
 can be resumed, used and moved without its Stage I workdir.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +19,21 @@ from orbax.checkpoint import checkpoint_managers
 
 from dmfnet_jax import weights
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.training import distributed, resumption
+from dmfnet_jax.training.progress import say
 from dmfnet_jax.training.state import TrainState
 
 STAGE1_FILE = "stage1.safetensors"
+MODEL_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints"
+# What cannot be read is moved here, out of the way of a new checkpoint of the same step.
+_DAMAGED = "damaged_checkpoints"
 
 
 class Checkpointer:
   """Saves (asynchronously) and restores a run; keeps the newest few and the best.
+
+  Every process has one and calls it in the same order; process 0 writes.
 
   Args:
     workdir: the run's folder.
@@ -34,6 +42,7 @@ class Checkpointer:
   """
 
   def __init__(self, workdir: epath.Path, config: ml_collections.ConfigDict, keep: int):
+    self._workdir = workdir
     self._config = json.loads(config.to_json())
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
@@ -50,7 +59,8 @@ class Checkpointer:
         ]
       ),
     )
-    self._manager = ocp.CheckpointManager(_checkpoints(workdir), options=options)
+    with self._writing():
+      self._manager = ocp.CheckpointManager(_checkpoints(workdir), options=options)
 
   def save(
     self, state: TrainState, data_position: Mapping[str, Any], metrics: Mapping[str, float] | None
@@ -61,58 +71,120 @@ class Checkpointer:
       state: the state, host arrays.
       data_position: the data pipeline's position, JSON-able.
       metrics: validation means with "loss", by which the best is kept; None where not evaluated.
+
+    Raises:
+      UserError: this or the checkpoint before cannot be written.
     """
-    self._manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state.replace(frozen_params=None)),
-        data=ocp.args.JsonSave(dict(data_position)),
-        config=ocp.args.JsonSave(self._config),
-      ),
-      metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
-    )
+    with self._writing():
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state.replace(frozen_params=None)),
+          data=ocp.args.JsonSave(dict(data_position)),
+          config=ocp.args.JsonSave(self._config),
+        ),
+        metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
+        force=True,  # the loop decides when
+      )
 
   def latest_step(self) -> int | None:
     """The newest checkpoint's step, or None before the first."""
     return self._manager.latest_step()
 
-  def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Restores the newest checkpoint.
+  def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the newest checkpoint that can be read; says which ones cannot.
 
     Args:
       state: a state of the right structure, on the host; its frozen parameters are kept.
 
     Returns:
-      The state (host arrays) and the data position.
+      The state (host arrays) and the data position; None where there is no checkpoint.
 
     Raises:
-      UserError: the checkpoint is of another model or optimizer.
+      UserError: the checkpoint is of another config, or none of those that are there can be read.
     """
-    step = self._manager.latest_step()
-    saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-    ours, theirs = _structure(self._config), _structure(saved["config"])
-    for field, value in ours.items():
-      if theirs[field] != value:
-        raise UserError(
-          f"cannot resume: the checkpoint has config.{field} = {theirs[field]}, this run has "
-          f"{value}; use the same, or start a new workdir"
-        )
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      restored = self._read(step, state)
+      if restored is not None:
+        return restored
+      self._put_aside(step)
+    if steps:
+      raise UserError(
+        f"none of the checkpoints in {self._workdir} can be read: they are in "
+        f"{self._workdir / _DAMAGED} now, and the same command starts anew"
+      )
+    return None
+
+  def _read(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """Reads a checkpoint; None where it is damaged, for any process."""
+    config = self._try_to_read(step, config=ocp.args.JsonRestore())
+    if config is None:
+      return None
+    resumption.check_same(self._config, config["config"])
     template = state.replace(frozen_params=None)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
-      ),
+    restored = self._try_to_read(
+      step, state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
     )
+    if restored is None:
+      return None
     return restored["state"].replace(frozen_params=state.frozen_params), restored["data"]
 
+  def _try_to_read(self, step: int, **items: Any) -> Any:
+    """Reads a checkpoint's items; None where one is missing or damaged, for any process."""
+    restored, reason = None, ""
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+      missing = [name for name in items if restored[name] is None]
+      reason = f"it has no {missing[0]}" if missing else ""
+    # Damage shows in as many ways as there are readers: JSON, Zarr, OCDBT, Orbax's own files.
+    except Exception as error:
+      reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if distributed.agree(not reason):
+      return restored
+    path = _checkpoints(self._workdir) / str(step)
+    say(f"warning: the checkpoint {path} is damaged ({reason[:200]}): using the one before it")
+    return None
+
+  def _put_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      folder = self._workdir / _DAMAGED
+      with self._writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{step}_{sum(1 for _ in folder.iterdir())}"
+        (_checkpoints(self._workdir) / str(step)).rename(folder / name)
+    distributed.wait_for_all(f"put aside {step}")
+    self._manager.reload()
+
   def wait(self) -> None:
-    """Waits until everything that was saved is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until everything that was saved is on disk.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for pending saves and ends."""
-    self._manager.close()
+    """Waits for pending saves and ends.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    # TensorStore reports a full disk as a ValueError, Orbax's threads as a RuntimeError.
+    except (OSError, ValueError, RuntimeError) as error:
+      reason = " ".join(str(error).split())[:300]
+      raise UserError(
+        f"cannot write a checkpoint to {self._workdir}: {reason}. The checkpoints written before "
+        "are intact: make room, and the same command goes on from there"
+      ) from error
 
 
 def to_host(state: TrainState) -> TrainState:
@@ -149,7 +221,8 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       best_fn=lambda metrics: metrics["loss"], best_mode="min", read_only=True
     )
     manager = ocp.CheckpointManager(directory, options=options)
-  step = manager.best_step() if manager else None
+  # A run that was stopped before its first evaluation has no best one.
+  step = (manager.best_step() or manager.latest_step()) if manager else None
   if manager is None or step is None:
     raise UserError(f"no checkpoint in {workdir}: give the --workdir of a training run")
   restored = manager.restore(
@@ -165,14 +238,18 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   return params, {**model_config(config), "unet": stage1_config["unet"]}
 
 
-def _structure(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What a training state's arrays follow from; all else may change when a run is resumed."""
-  sections = ("stage", "unet", "fusion_head", "features")
-  return {key: config.get(key) for key in sections} | {
-    "optimizer.name": config["optimizer"]["name"],
-    "optimizer.clip_norm > 0": config["optimizer"]["clip_norm"] > 0,
-    "ema_decay > 0": config["ema_decay"] > 0,
-  }
+def write_model(workdir: epath.Path) -> epath.Path:
+  """Writes a Stage II run's best checkpoint as a model file, in half precision.
+
+  Args:
+    workdir: a workdir of Stage II.
+
+  Returns:
+    The path of the file, `model.safetensors` in the workdir.
+  """
+  params, config = load_trained(workdir)
+  weights.save_weights(workdir / MODEL_FILE, params, config, np.float16)
+  return workdir / MODEL_FILE
 
 
 def _checkpoints(workdir: epath.Path) -> epath.Path:

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flax.jax_utils
 import jax
@@ -12,16 +12,13 @@ from clu import parameter_overview
 from etils import epath
 
 from dmfnet_jax.data import builders, images, pipeline
-from dmfnet_jax.training import pictures, stages, steps
-from dmfnet_jax.training.checkpoint import Checkpointer, to_host
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.training import distributed, pictures, stages, steps
+from dmfnet_jax.training.checkpoint import Checkpointer, to_host, write_model
 from dmfnet_jax.training.metric_writer import MetricWriter
-from dmfnet_jax.training.progress import Report, say
-from dmfnet_jax.training.state import (
-  TrainState,
-  create_train_state,
-  make_learning_rate,
-  make_optimizer,
-)
+from dmfnet_jax.training.nonfinite import FiniteGuard, NonFiniteError
+from dmfnet_jax.training.progress import Profiler, Report, say
+from dmfnet_jax.training.state import TrainState
 
 Array = jax.Array
 
@@ -38,8 +35,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     The final state, on the host.
 
   Raises:
-    UserError: a config that cannot be trained, a missing dataset or Stage I model, or a loss that
-      is not finite (with the step and the records of its batch).
+    UserError: a config that cannot be trained or differs from the checkpoint's, a missing dataset
+      or Stage I model, a workdir that cannot be written, or a loss that is not finite (with the
+      step and the records of its batch).
   """
   workdir = epath.Path(workdir)
   stages.check_config(config)
@@ -50,26 +48,20 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   frozen_params = None
   if config.stage == 2:
     config, frozen_params = stages.load_stage1(config, workdir)
-  loss_fn = stages.make_loss(config)
-  learning_rate = make_learning_rate(config.optimizer, config.num_train_steps)
-  optimizer = make_optimizer(config.optimizer, learning_rate)
-  params = stages.init_params(config)
-  state = create_train_state(
-    params, optimizer, ema=config.ema_decay > 0, frozen_params=frozen_params
-  )
-  say(f"stage {config.stage}: {parameter_overview.count_parameters(params):,} parameters to train")
-  if jax.process_index() == 0:
-    overview = parameter_overview.get_parameter_overview(params)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+  state = stages.init_state(config, frozen_params)
+  count = parameter_overview.count_parameters(state.params)
+  say(f"stage {config.stage}: {count:,} parameters to train")
+  _write_overview(workdir, state)
 
   checkpointer = Checkpointer(workdir, config, config.keep_checkpoints)
-  data_position = None
-  if checkpointer.latest_step() is not None:
-    state, data_position = checkpointer.restore(jax.tree.map(np.asarray, state))
+  restored = checkpointer.restore(jax.tree.map(np.asarray, state))
+  if restored is not None:
+    state, data_position = restored
   first_step = int(state.step)
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
+    _write_model(config, workdir)
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
@@ -83,7 +75,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     process_count=jax.process_count(),
     num_workers=config.num_workers,
   )
-  if data_position is not None:
+  if restored is not None:
     train_iterator.set_state(data_position)
   eval_batches = pipeline.make_eval_batches(
     eval_source,
@@ -93,50 +85,57 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     crop_size=config.crop_size,
   )
 
-  train_step = jax.pmap(
-    steps.make_train_step(
-      loss_fn, optimizer, learning_rate, seed=config.seed, ema_decay=config.ema_decay
-    ),
-    axis_name=steps.AXIS,
-    donate_argnums=0,
+  train_step = stages.pmap_train_step(config)
+  eval_step = jax.pmap(
+    steps.make_eval_step(stages.make_loss(config), seed=config.seed), axis_name=steps.AXIS
   )
-  eval_step = jax.pmap(steps.make_eval_step(loss_fn, seed=config.seed), axis_name=steps.AXIS)
   draw_samples = pictures.make_sampler(config)
-  writer = MetricWriter(workdir, first_step)
-  report = Report(config, first_step)
+  guard = FiniteGuard(config, workdir, train_source)
   # Named as the steps' axis, or the second step would be compiled anew for the first one's output.
   state = flax.jax_utils.replicate(state, axis_name=steps.AXIS)
 
   def due(every: int, step: int) -> bool:
+    """At every so manieth step and at the last; zero: at the last only."""
     return step == config.num_train_steps or (every > 0 and step % every == 0)
 
   say("compiling the step: the first one takes a while")
-  # Closed also where a step is refused or interrupted: a checkpoint under way gets written.
-  with contextlib.closing(checkpointer), contextlib.closing(report), contextlib.closing(writer):
+  with (
+    _closing_checkpoints(checkpointer),
+    contextlib.closing(train_iterator),
+    contextlib.closing(Report(config, first_step, guard.passes)) as report,
+    contextlib.closing(MetricWriter(workdir, first_step)) as writer,
+    contextlib.closing(Profiler(workdir, first_step, config.profile_steps)) as profiler,
+    distributed.preemption() as preempted,
+  ):
     pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
     for step in range(first_step + 1, config.num_train_steps + 1):
       with report.waiting():
         batch = next(train_iterator)
       records = batch.pop("record")
+      profiler.before(step)
       state, metrics = train_step(state, shard(batch))
       # The step before is looked at while this one computes, so that the device never waits.
       if pending is not None:
         report.add(*pending)
       pending = (step, metrics, records)
+      profiler.after(step, metrics)
 
-      save = due(config.checkpoint_every_steps, step)
-      evaluate_now = save or due(config.eval_every_steps, step)
-      sample = due(config.sample_every_steps, step)
-      if evaluate_now or sample or due(config.log_every_steps, step):
+      stop = preempted(step)
+      save = due(config.checkpoint_every_steps, step) or stop
+      # A machine that is being taken away has no time left for more than the checkpoint.
+      evaluate_now = not stop and (save or due(config.eval_every_steps, step))
+      sample = not stop and due(config.sample_every_steps, step)
+      log = due(config.log_every_steps, step)
+      if save or evaluate_now or sample or log:
         report.add(step, metrics, records)
         pending = None
-      if due(config.log_every_steps, step):
+      if log:
         writer.write_scalars(step, report.summary(step))
       evaluated = None
       if evaluate_now:
         evaluated = evaluate(eval_step, state, eval_batches)
+        guard.check_validation(step, evaluated)
         writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
-        report.add_validation(step, evaluated)
       if not (sample or save):
         continue
       host_state = to_host(state)
@@ -145,8 +144,49 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         image = draw_samples(host_state, eval_source, path)
         writer.write_image(step, "samples", image)
       if save:
+        writer.flush()
         checkpointer.save(host_state, train_iterator.get_state(), evaluated)
+      if stop and step < config.num_train_steps:
+        say(f"told to stop: saved step {step}; the same command goes on from there")
+        break
+  if step == config.num_train_steps:
+    _write_model(config, workdir)
   return to_host(state)
+
+
+@contextlib.contextmanager
+def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
+  """Gets a checkpoint that is under way written, also where the run ends by an error.
+
+  But not where that error may be this process's alone: the others would not come to the save.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{error}; the last checkpoint, of step {checkpointer.latest_step()}, is intact"
+    ) from error
+  except BaseException as error:
+    if jax.process_count() == 1 or isinstance(error, NonFiniteError):
+      checkpointer.close()
+    raise
+  checkpointer.close()
+
+
+def _write_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Makes of a finished Stage II run one file that can be given away."""
+  if config.stage == 2 and jax.process_index() == 0:
+    say(f"the model of least validation loss: {write_model(workdir)}")
+
+
+def _write_overview(workdir: epath.Path, state: TrainState) -> None:
+  """Lists the parameters in a file, by which every process also knows that it sees the workdir."""
+  path = workdir / "parameters.txt"
+  if jax.process_index() == 0:
+    path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+  distributed.wait_for_all("parameters.txt")
+  if not distributed.agree(path.exists()):
+    raise UserError(f"not every process sees {workdir}: give a folder that all hosts share")
 
 
 def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import time
 from collections.abc import Mapping
 
 import jax
@@ -9,6 +11,9 @@ import numpy as np
 from etils import epath
 
 from dmfnet_jax.training.progress import say
+
+# An object store appends nothing: there the whole file is written anew, and not at every line.
+_REMOTE_SECONDS = 60.0
 
 
 class MetricWriter:
@@ -22,7 +27,10 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):
     self._path = workdir / "metrics.jsonl"
-    self._lines: list[str] = []
+    self._remote = _is_remote(workdir)
+    self._lines: list[str] = []  # all of them where the file is remote, else none after the start
+    self._pending = False
+    self._written = 0.0
     self._tensorboard = None
     self._active = jax.process_index() == 0
     if not self._active:
@@ -30,6 +38,9 @@ class MetricWriter:
     if self._path.exists():
       lines = self._path.read_text().splitlines()
       self._lines = [line for line in lines if _step_of(line) <= first_step]
+    self._write_all()
+    if not self._remote:
+      self._lines.clear()
     # clu.metric_writers imports TensorFlow and TensorBoard; training must run without them.
     if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
       from clu import metric_writers
@@ -43,8 +54,16 @@ class MetricWriter:
     if not self._active:
       return
     values = {name: float(value) if np.isfinite(value) else None for name, value in scalars.items()}
-    self._lines.append(json.dumps({"step": step, **values}))
-    self.flush()
+    line = json.dumps({"step": step, **values})
+    if self._remote:
+      self._lines.append(line)
+      self._pending = True
+      if time.monotonic() > self._written + _REMOTE_SECONDS:
+        self._write_all()
+    else:
+      # One write of a whole line: a reader, or a kill, finds no half of one.
+      with open(self._path, "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
     if self._tensorboard:
       self._tensorboard.write_scalars(step, {k: float(v) for k, v in scalars.items()})
 
@@ -54,19 +73,27 @@ class MetricWriter:
       self._tensorboard.write_images(step, {name: image[None]})
 
   def flush(self) -> None:
-    """Makes what was written visible to readers, whole lines only."""
-    if self._active:
-      temporary = self._path.with_name(".metrics.jsonl.partial")
-      temporary.write_text("".join(line + "\n" for line in self._lines))
-      temporary.replace(self._path)
+    """Makes all that was written visible to readers: to be called with every checkpoint."""
+    if self._pending:
+      self._write_all()
     if self._tensorboard:
       self._tensorboard.flush()
+
+  def _write_all(self) -> None:
+    temporary = self._path.with_name(".metrics.jsonl.partial")
+    temporary.write_text("".join(line + "\n" for line in self._lines))
+    temporary.replace(self._path)
+    self._pending, self._written = False, time.monotonic()
 
   def close(self) -> None:
     """Ends the run's files."""
     self.flush()
     if self._tensorboard:
       self._tensorboard.close()
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return "://" in os.fspath(path)
 
 
 def _step_of(line: str) -> float:

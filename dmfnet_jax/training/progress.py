@@ -1,16 +1,16 @@
-"""Progress of a run: a bar or lines, means of the metrics, and a stop at the first NaN."""
+"""Progress of a run: a bar or lines, means of the metrics, speed and memory, and a profile."""
 
 import collections
+import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 from tqdm import tqdm
-
-from dmfnet_jax.errors import UserError
 
 Array = jax.Array
 
@@ -22,14 +22,22 @@ def say(line: str) -> None:
 
 
 class Report:
-  """Progress: a bar on a terminal, lines elsewhere; means of the metrics; refuses NaN.
+  """Progress: a bar on a terminal, lines elsewhere; means of the metrics.
 
   Args:
     config: the run's config.
     first_step: the step from which the run goes on.
+    counts: `counts(step, metrics, records)`: whether a step's metrics are part of the means; may
+      raise to end the run (see `nonfinite.FiniteGuard`).
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, first_step: int):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    first_step: int,
+    counts: Callable[[int, Mapping[str, float], np.ndarray], bool],
+  ):
+    self._counts = counts
     self._total = config.num_train_steps
     self._batch_size = config.batch_size
     self._quiet = jax.process_index() != 0
@@ -41,7 +49,8 @@ class Report:
       disable=True if self._quiet else None,  # None: off where there is no terminal
     )
     self._sums: collections.Counter[str] = collections.Counter()
-    self._count = 0
+    self._count = 0  # of the steps in the sums
+    self._steps = 0
     self._waited = 0.0
     self._since = time.monotonic()
 
@@ -53,52 +62,39 @@ class Report:
     """Takes the metrics of a finished step.
 
     Raises:
-      UserError: the loss or the gradient is not finite.
+      UserError: what `counts` raises.
     """
     host = {k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in metrics.items()}
-    if not (np.isfinite(host["loss"]) and np.isfinite(host["grad_norm"])):
-      raise UserError(
-        f"step {step}: the loss is {host['loss']} and the gradient's norm {host['grad_norm']}, on "
-        f"the training records {records.tolist()} of this process; nothing of it was saved. Look "
-        "at these records, or lower config.optimizer.learning_rate or set clip_norm"
-      )
-    self._sums.update(host)
-    self._count += 1
+    self._steps += 1
     self._bar.update()
-    self._bar.set_postfix(loss=f"{host['loss']:.4f}", refresh=False)
+    if self._counts(step, host, records):
+      self._sums.update(host)
+      self._count += 1
+      self._bar.set_postfix(loss=f"{host['loss']:.4f}", refresh=False)
 
   def summary(self, step: int) -> dict[str, float]:
     """Means since the last summary, with rates; says them in a line where there is no bar."""
     seconds = time.monotonic() - self._since
-    rate = self._count / seconds
+    rate = self._steps / seconds
     summary = {name: total / self._count for name, total in self._sums.items()}
+    if self._count < self._steps:
+      summary["skipped_steps"] = self._steps - self._count
     summary |= {
       "steps_per_second": rate,
       "images_per_second": 2 * self._batch_size * rate,
       "data_wait_fraction": self._waited / seconds,
+      "device_memory_gib": peak_memory() / 2**30,
     }
     if self._bar.disable and not self._quiet:
       left = (self._total - step) / rate
+      loss = summary.get("loss", float("nan"))  # none where every step was skipped
       say(
-        f"step {step}/{self._total}  loss {summary['loss']:.5f}  {rate:.2f} steps/s  "
+        f"step {step}/{self._total}  loss {loss:.5f}  {rate:.2f} steps/s  "
         f"{tqdm.format_interval(int(left))} left"
       )
     self._sums.clear()
-    self._count, self._waited, self._since = 0, 0.0, time.monotonic()
+    self._count, self._steps, self._waited, self._since = 0, 0, 0.0, time.monotonic()
     return summary
-
-  def add_validation(self, step: int, means: Mapping[str, float]) -> None:
-    """Says the validation loss after a step.
-
-    Raises:
-      UserError: it is not finite: the step itself has spoilt the parameters.
-    """
-    if not np.isfinite(means["loss"]):
-      raise UserError(
-        f"step {step}: the validation loss is {means['loss']}; nothing of it was saved. Lower "
-        "config.optimizer.learning_rate or set clip_norm"
-      )
-    say(f"step {step}: validation loss {means['loss']:.5f}")
 
   def close(self) -> None:
     """Ends the bar."""
@@ -114,3 +110,49 @@ class _Stopwatch:
 
   def __exit__(self, *error: object) -> None:
     self._report._waited += time.monotonic() - self._start
+
+
+class Profiler:
+  """Records a few steps with JAX's profiler, on process 0; TensorBoard's profile page shows them.
+
+  Args:
+    workdir: the run's folder; the profile goes to its `plugins/profile`.
+    first_step: the step from which the run goes on.
+    num_steps: how many steps to record, 0 for none. The two before them are left out: the first
+      one compiles.
+  """
+
+  def __init__(self, workdir: epath.Path, first_step: int, num_steps: int):
+    self._folder = str(workdir)
+    wanted = num_steps > 0 and jax.process_index() == 0
+    self._first = first_step + 3 if wanted else None
+    self._last = first_step + 2 + num_steps
+    self._running = False
+
+  def before(self, step: int) -> None:
+    """To be called before a step is dispatched."""
+    if step == self._first:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, metrics: Mapping[str, Array]) -> None:
+    """To be called after a step is dispatched, with what it will give."""
+    if self._running and step >= self._last:
+      jax.block_until_ready(metrics)
+      self.close()
+      say(f"a profile of steps {self._first} to {step} is in {self._folder}/plugins/profile")
+
+  def close(self) -> None:
+    """Ends a recording that is under way."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+def peak_memory() -> int:
+  """The most bytes that were in use so far: on the first device, or of a CPU's whole process."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats:
+    return stats["peak_bytes_in_use"]
+  unit = 1 if sys.platform == "darwin" else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

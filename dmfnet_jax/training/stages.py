@@ -12,31 +12,41 @@ from dmfnet_jax import models, weights
 from dmfnet_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.model import load_params
-from dmfnet_jax.training import steps
+from dmfnet_jax.training import distributed, nonfinite, steps
 from dmfnet_jax.training.checkpoint import STAGE1_FILE
+from dmfnet_jax.training.state import (
+  TrainState,
+  create_train_state,
+  make_learning_rate,
+  make_optimizer,
+)
 
 Array = jax.Array
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
   """Refuses a config that cannot be trained on these devices.
+
+  Args:
+    config: the run's config.
+    devices: how many devices; by default those that there are.
 
   Raises:
     UserError: one line that names the field.
   """
-  devices = jax.device_count()
+  devices = devices or jax.device_count()
   if config.batch_size < 1 or config.batch_size % devices:
     raise UserError(
       f"config.batch_size={config.batch_size} is global and must be a multiple of the "
       f"{devices} devices"
     )
   _check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
-  if config.crop_size < 16 or config.crop_size % 16:
-    raise UserError(f"config.crop_size={config.crop_size} must be a multiple of 16")
+  _check_choice("on_nonfinite", config.on_nonfinite, nonfinite.POLICIES)
   for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
     if config[name] < 1:
       raise UserError(f"config.{name}={config[name]} must be at least 1")
   if config.stage == 1:
+    check_crop(config)
     for multiplier in config.unet.multipliers:
       if config.unet.width * multiplier % config.unet.norm_groups:
         raise UserError(
@@ -48,6 +58,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       raise UserError(f"config.timestep_range={config.timestep_range} must be two steps")
     _check_steps("timestep_range", config.timestep_range, config.schedule.num_timesteps)
   else:
+    if config.crop_size < 16:  # the rest when Stage I's UNet is known
+      raise UserError(f"config.crop_size={config.crop_size} must be a multiple of 16")
     features = config.features
     _check_choice("features.schedule.name", features.schedule.name, BETA_SCHEDULES)
     _check_choice("features.source", features.source, ("decoder", "encoder"))
@@ -55,6 +67,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_choice("fusion_head.attention", config.fusion_head.attention, models.ATTENTIONS)
     _check_choice("fusion_head.output", config.fusion_head.output, models.OUTPUTS)
     _check_choice("fusion_head.multi_scale_reach", config.fusion_head.multi_scale_reach, (0, 1, 2))
+
+
+def check_crop(config: ml_collections.ConfigDict) -> None:
+  """Refuses a crop that the UNet cannot halve as often as it has to.
+
+  Args:
+    config: the run's config, with its `unet`.
+
+  Raises:
+    UserError: one line with the stride.
+  """
+  stride = max(16, 2 ** (len(config.unet.multipliers) - 1))  # evaluation cuts to 16
+  if config.crop_size < stride or config.crop_size % stride:
+    raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {stride}")
 
 
 def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
@@ -85,7 +111,7 @@ def load_stage1(
     UserError: `stage1` names nothing that holds a UNet.
   """
   copy = workdir / STAGE1_FILE
-  if copy.exists():
+  if distributed.agree(copy.exists()):
     params, stage1_config = weights.read_weights(copy)
   else:
     if not config.stage1:
@@ -98,6 +124,7 @@ def load_stage1(
   config = ml_collections.ConfigDict(config)  # unlocked copy
   with config.unlocked():
     config.unet = ml_collections.ConfigDict(stage1_config["unet"])
+  check_crop(config)
   return config.lock(), params["unet"]
 
 
@@ -157,3 +184,41 @@ def init_params(config: ml_collections.ConfigDict) -> Any:
     for f in jax.eval_shape(features, key, image, level)
   ]
   return head.lazy_init(key, stacked, stacked, (image, image))["params"]
+
+
+def init_state(config: ml_collections.ConfigDict, frozen_params: Any = None) -> TrainState:
+  """Makes the state before the first step.
+
+  Args:
+    config: the run's config, with its `unet`.
+    frozen_params: Stage II's UNet.
+  """
+  learning_rate = make_learning_rate(config.optimizer, config.num_train_steps)
+  return create_train_state(
+    init_params(config),
+    make_optimizer(config.optimizer, learning_rate),
+    ema=config.ema_decay > 0,
+    frozen_params=frozen_params,
+  )
+
+
+def pmap_train_step(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Any:
+  """Maps a config's train step over devices; the state is donated.
+
+  Args:
+    config: the run's config, with its `unet`.
+    devices: the devices, which need not exist: preflight compiles for described ones. By default
+      all that there are.
+  """
+  learning_rate = make_learning_rate(config.optimizer, config.num_train_steps)
+  step = steps.make_train_step(
+    make_loss(config),
+    make_optimizer(config.optimizer, learning_rate),
+    learning_rate,
+    seed=config.seed,
+    ema_decay=config.ema_decay,
+    skip_nonfinite=config.on_nonfinite == "skip",
+  )
+  return jax.pmap(step, axis_name=steps.AXIS, donate_argnums=0, devices=devices)

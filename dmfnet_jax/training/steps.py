@@ -107,8 +107,19 @@ def make_train_step(
   *,
   seed: int,
   ema_decay: float = 0.0,
+  skip_nonfinite: bool = False,
 ) -> TrainStep:
-  """Returns `train_step(state, batch) -> (state, metrics)`, to be pmapped over `AXIS`."""
+  """Returns `train_step(state, batch) -> (state, metrics)`, to be pmapped over `AXIS`.
+
+  Args:
+    loss_fn: the loss of a stage.
+    optimizer: what turns gradients into updates.
+    learning_rate: of the step, for the metrics; the optimizer has its own.
+    seed: of noise and dropout.
+    ema_decay: of the moving average, where the state has one.
+    skip_nonfinite: leave all but the step's number as it was where the loss or the gradient is not
+      finite; the metrics tell.
+  """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     keys = example_keys(seed, state.step, batch["index"])
@@ -131,6 +142,12 @@ def make_train_step(
       "grad_norm": optax.global_norm(grads),
       "learning_rate": learning_rate(state.step),
     }
+    new = (params, opt_state, ema_params)
+    if skip_nonfinite:
+      finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+      old = (state.params, state.opt_state, state.ema_params)
+      new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, old)
+    params, opt_state, ema_params = new
     new_state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
     )

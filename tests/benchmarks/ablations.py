@@ -37,6 +37,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, required=True)
   parser.add_argument("--steps", type=int, default=400)
   parser.add_argument("--crop-size", type=int, default=96)
+  parser.add_argument("--every", type=int, default=1, help="fuse every n-th validation pair")
   args = parser.parse_args()
   enable_compilation_cache()
   every = [f"--config.{field}_every_steps={args.steps}" for field in ("eval", "checkpoint")]
@@ -55,6 +56,7 @@ def main() -> None:
   runs["untrained UNet"] = (CONFIGS / "small_stage2.py", str(untrained))
 
   pairs = quality.read_pairs(args.data_dir, "validation")
+  pairs = {modality: chosen[:: args.every] for modality, chosen in pairs.items()}
   table = {}
   for name, (config_file, stage1) in runs.items():
     print(f"{name}:", file=sys.stderr, flush=True)

@@ -1,11 +1,13 @@
-"""Measures the input pipeline: training crops per second for several numbers of worker processes.
+"""Measures the input pipeline beside the train step that it feeds, in crops (pairs) per second.
 
 Generates a dataset in a temporary folder, so that it runs anywhere TensorFlow is installed:
 
   python tests/benchmarks/bench_input.py
 
 "read" decodes both PNGs of every example, "cached" finds them in memory. The first batch is not
-counted; "start" is the time until it is there.
+counted; "start" is the time until it is there. "times" is how often the pipeline, reading, feeds
+the train step of a recipe (its crop, model and precision) on this machine's devices: at least
+three is wanted. The step is timed alone, after its first two runs.
 """
 
 import argparse
@@ -13,10 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import jax_utils
 from PIL import Image
 
 from dmfnet_jax.data import builders, pipeline
+from dmfnet_jax.training import stages, steps
+from dmfnet_jax.training.config import parse_config
+from dmfnet_jax.training.loop import shard
 
 
 def write_pictures(folder: Path, count: int, size: int) -> None:
@@ -47,32 +54,62 @@ def measure(source, seconds: float, **options) -> tuple[float, float]:
   return started - start, rate
 
 
+def measure_step(config, source, num_steps: int) -> float:
+  """Returns the pairs per second that the train step takes in."""
+  batches = pipeline.make_train_dataset(
+    source, seed=0, crop_size=config.crop_size, batch_size=config.batch_size
+  )
+  batch = next(batches)
+  batches.close()
+  batch.pop("record")
+  batch = jax.device_put(shard(batch))
+  state = jax_utils.replicate(stages.init_state(config), axis_name=steps.AXIS)
+  train_step = stages.pmap_train_step(config)
+  for step in range(num_steps + 2):
+    if step == 2:
+      jax.block_until_ready(state)
+      begin = time.perf_counter()
+    state, _ = train_step(state, batch)
+  jax.block_until_ready(state)
+  return num_steps * config.batch_size / (time.perf_counter() - begin)
+
+
 def main() -> None:
-  """Prints a line for each number of workers."""
+  """Prints the step's rate and a line for each number of workers."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--pairs", type=int, default=128)
   parser.add_argument("--size", type=int, default=256)
-  parser.add_argument("--crop-size", type=int, default=160)
+  parser.add_argument("--config", default="configs/tiny_stage1.py", help="of Stage I")
   parser.add_argument("--batch-size", type=int, default=16)
+  parser.add_argument("--steps", type=int, default=5, help="train steps that are timed")
   parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
   args = parser.parse_args()
+  config = parse_config(["--config", args.config, f"--config.batch_size={args.batch_size}"])
 
   with tempfile.TemporaryDirectory() as folder:
     write_pictures(Path(folder), args.pairs, args.size)
     builders.prepare("paired_folder", Path(folder) / "data", folder)
     source = builders.open_source("paired_folder", Path(folder) / "data", "train")
-    print(f"{len(source)} pairs of {args.size}, crops of {args.crop_size}, batch {args.batch_size}")
-    print(f"{'workers':>8} {'start, s':>9} {'read, crops/s':>14} {'cached, crops/s':>16}")
+    print(
+      f"{len(source)} pairs of {args.size}, crops of {config.crop_size}, batch {args.batch_size}"
+    )
+    step = measure_step(config, source, args.steps)
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    print(f"train step of {args.config} on {devices}: {step:.2f} crops/s")
+    print(
+      f"{'workers':>8} {'start, s':>9} {'read, crops/s':>14} {'cached, crops/s':>16} {'times':>7}"
+    )
     for workers in args.workers:
       options = {
-        "crop_size": args.crop_size,
+        "crop_size": config.crop_size,
         "batch_size": args.batch_size,
         "num_workers": workers,
       }
       start, read = measure(source, args.seconds, cache=False, **options)
       _, cached = measure(source, args.seconds, cache=True, **options)
-      print(f"{workers:>8} {start:>9.1f} {read:>14.0f} {cached:>16.0f}", flush=True)
+      times = f"{read / step:.1f}"
+      print(f"{workers:>8} {start:>9.1f} {read:>14.0f} {cached:>16.0f} {times:>7}", flush=True)
 
 
 if __name__ == "__main__":  # worker processes load this file, too

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 from etils import epath
 
+from dmfnet_jax.training import metric_writer
 from dmfnet_jax.training.metric_writer import MetricWriter
 
 
@@ -47,6 +48,31 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     {"step": 2, "loss": 1.0},
     {"step": 3, "loss": 7.0},
   ]
+
+
+def test_a_line_is_appended_and_the_rest_left_alone(tmp_path):
+  """A long run's file is not written anew at every line: another's line in it stays."""
+  writer = write(tmp_path, 1)
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 1, "other": 1}\n')
+  writer.write_scalars(2, {"loss": 1.0})
+  writer.close()
+  assert [line.get("other") for line in read(tmp_path)] == [None, 1, None]
+
+
+def test_an_object_store_gets_the_whole_file_but_not_at_every_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(metric_writer, "_is_remote", lambda path: True)
+  writer = write(tmp_path, 1, 2)
+  assert read(tmp_path) == []  # not yet a minute
+  writer.flush()
+  assert [line["step"] for line in read(tmp_path)] == [1, 2]
+  monkeypatch.setattr(metric_writer, "_REMOTE_SECONDS", 0.0)
+  writer.write_scalars(3, {"loss": 1.0})
+  assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
+  writer.close()
+  resumed = write(tmp_path, 3, first_step=2, loss=7.0)
+  resumed.close()
+  assert [line["loss"] for line in read(tmp_path)] == [0.5, 1.0, 7.0]
 
 
 def test_tensorboard_is_written_where_tensorflow_is(tmp_path):

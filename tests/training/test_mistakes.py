@@ -112,3 +112,27 @@ def test_the_command_trains_with_overrides(on_tiny_data, tmp_path, monkeypatch):
   ((config, workdir),) = reached
   assert workdir == "w"
   assert (config.seed, config.dataset, config.unet.width) == (3, "paired_folder", 128)
+
+
+def test_a_deeper_unet_wants_a_coarser_crop(dmfnet_train):
+  deep = "--config.unet.multipliers=(1,1,1,1,2,2)"
+  message = dmfnet_train(STAGE1, deep, "--config.crop_size=80")
+  assert "config.crop_size=80 must be a multiple of 32" in message
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--num-processes=2"], "need --coordinator HOST:PORT, --num-processes N and --process-id I"),
+    (
+      ["--coordinator=host", "--num-processes=2", "--process-id=0"],
+      "the coordinator's address is HOST:PORT, not 'host'",
+    ),
+    (
+      ["--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=2"],
+      "cannot join the other processes: ",
+    ),
+  ],
+)
+def test_processes_are_given_wholly_or_not_at_all(dmfnet_train, flags, message):
+  assert message in dmfnet_train(STAGE1, *flags)

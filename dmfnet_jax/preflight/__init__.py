@@ -1,0 +1,146 @@
+"""`dmfnet preflight`: the real train step, compiled for TPUs that are not there.
+
+libtpu, from PyPI, compiles on any x86 machine for a described slice. What the compiler says of
+memory, arithmetic and communication is exact for its version; the time of a step is estimated from
+the chip's published peaks, and can only be a bound.
+"""
+
+import ml_collections
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.messages import say
+from dmfnet_jax.preflight.chips import CHIPS, Chip, describe_devices, parse_topology
+from dmfnet_jax.preflight.step_cost import StepCost, compile_step
+from dmfnet_jax.training import stages
+
+# No more than so many pairs a chip are tried.
+_MAX_BATCH = 4096
+
+
+def preflight(
+  config: ml_collections.ConfigDict,
+  topology: str,
+  *,
+  num_slices: int = 1,
+  find_batch: bool = False,
+) -> int:
+  """Prints what a config's train step takes on each chip of a slice.
+
+  Args:
+    config: a config as those in `configs/`. The batch a chip is its `batch_size` over the chips;
+      where that is no whole number, one pair. In Stage II `stage1` may also be a Stage I config
+      file, and where it is empty the UNet is that of the paper.
+    topology: such as "v5e:16x16".
+    num_slices: how many such slices.
+    find_batch: look for the largest batch a chip that fits, instead.
+
+  Returns:
+    0 where it fits, 1 where it does not.
+
+  Raises:
+    UserError: the config or the topology is wrong, or libtpu is missing.
+  """
+  kind, _ = parse_topology(topology)
+  devices = describe_devices(topology, num_slices)
+  config = _with_unet(config)
+  chips, rest = len(devices), config.batch_size % len(devices)
+  stages.check_config(config, 1 if rest else chips)
+  batch = 1 if rest else config.batch_size // chips
+  if rest and not find_batch:
+    say(
+      f"config.batch_size={config.batch_size} is no multiple of the {chips} chips: compiling with "
+      "one pair a chip"
+    )
+  where = f"{chips} chips ({topology}" + (f", {num_slices} slices)" if num_slices > 1 else ")")
+
+  def compile_with(pairs: int) -> StepCost:
+    say(f"compiling for {where}, {pairs} pairs a chip: minutes at the paper's size")
+    return compile_step(config, devices, pairs)
+
+  if find_batch:
+    batch, cost = _find_batch(compile_with, batch)
+  else:
+    cost = compile_with(batch)
+  print(f"{where}, {batch} pairs a chip, {batch * chips} in all; {_recipe(config)}")
+  print(_describe(cost, CHIPS[kind]), flush=True)
+  return 0 if cost.fits else 1
+
+
+def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Adds Stage I's UNet to a Stage II config."""
+  if config.stage == 1:
+    return config
+  if config.stage1 and not config.stage1.endswith(".py"):
+    from dmfnet_jax.inference.model import load_params
+
+    unet = load_params(config.stage1)[1].get("unet")
+    if unet is None:
+      raise UserError(f"config.stage1={config.stage1} has no UNet: name a model of Stage I")
+  else:
+    from dmfnet_jax.training.config import parse_config
+
+    unet = parse_config(["--config", config.stage1 or "configs/stage1.py"]).unet.to_dict()
+  config = ml_collections.ConfigDict(config)
+  with config.unlocked():
+    config.unet = ml_collections.ConfigDict(unet)
+  stages.check_crop(config)
+  return config.lock()
+
+
+def _find_batch(compile_with, first: int) -> tuple[int, StepCost]:
+  """Doubles the batch while it fits, then halves the gap."""
+  best, best_cost, cost = 0, None, compile_with(first)
+  low, high, batch = 0, _MAX_BATCH + 1, first
+  while True:
+    say(f"{batch} pairs a chip: {cost.total_gib:.2f} GiB, {_verdict(cost)}")
+    if cost.fits:
+      low, best, best_cost = batch, batch, cost
+    else:
+      high = batch
+    # To an eighth: the next step would cost minutes, and batches are round numbers.
+    if high - low <= max(1, low // 8):
+      return (best, best_cost) if best_cost is not None else (batch, cost)
+    batch = min(2 * low, high - 1) if high > _MAX_BATCH else (low + high) // 2
+    cost = compile_with(batch)
+
+
+def _recipe(config: ml_collections.ConfigDict) -> str:
+  remat = ", with" if config.remat else ", without"
+  return (
+    f"stage {config.stage}, width {config.unet.width}, crops of {config.crop_size}, "
+    f"{config.compute_dtype}{remat} remat"
+  )
+
+
+def _verdict(cost: StepCost) -> str:
+  return "fits" if cost.fits else "does NOT fit"
+
+
+def _describe(cost: StepCost, chip: Chip) -> str:
+  """The report, a line for each thing."""
+  limit = f"{chip.hbm_gib:g} GiB"
+  if cost.limit_gib is not None:
+    limit += f", of which a program may have {cost.limit_gib:.2f}"
+  lines = [("memory", f"{cost.total_gib:.2f} GiB of {limit}: {_verdict(cost)}")]
+  if cost.fits:
+    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(cost.collectives.items())) or "none"
+    arithmetic = cost.flops / (chip.peak_tflops * 1e12)
+    traffic = cost.bytes_accessed / (chip.bandwidth_gbs * 1e9)
+    lines += [
+      ("  arguments", f"{cost.arguments_gib:.2f} GiB (state and batch)"),
+      ("  temporaries", f"{cost.temporaries_gib:.2f} GiB"),
+      ("  output", f"{cost.output_gib:.2f} GiB beside the donated state"),
+      ("FLOPs a step", f"{cost.flops / 1e12:.3f} TFLOP a chip"),
+      (
+        "collectives",
+        f"{counts}; {cost.collective_bytes / 1e6:.2f} MB (gradient: "
+        f"{cost.gradient_bytes / 1e6:.2f} MB)",
+      ),
+      (
+        "step, ESTIMATE",
+        f"at least {1e3 * max(arithmetic, traffic):.0f} ms (arithmetic {1e3 * arithmetic:.0f} ms "
+        f"at the bfloat16 peak, memory traffic {1e3 * traffic:.0f} ms); nothing was run",
+      ),
+    ]
+  lines.append(("compile time", f"{cost.compile_seconds:.0f} s"))
+  return "\n".join(f"  {name:<15} {text}" for name, text in lines)

@@ -1,0 +1,153 @@
+"""Compiles a config's train step for described devices, and reads off what it costs a chip."""
+
+import functools
+import re
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dmfnet_jax.training import stages
+
+_GIB = 2**30
+
+
+class StepCost(NamedTuple):
+  """What one train step costs one chip.
+
+  Attributes:
+    fits: whether the compiler could place it in the chip's memory.
+    arguments_gib: state and batch. The new state takes the old one's place: the step donates it.
+    temporaries_gib: activations and what else lives during the step only.
+    output_gib: what is returned in memory of its own.
+    total_gib: all of these, and the program; where it does not fit, what the compiler says.
+    limit_gib: what the compiler lets a program have, where it says.
+    flops: operations.
+    bytes_accessed: bytes that go to and from memory, as the compiler counts them.
+    collectives: number of communications by kind.
+    collective_bytes: bytes that they work on, together.
+    gradient_bytes: bytes of the trained parameters.
+    compile_seconds: how long it took.
+  """
+
+  fits: bool
+  arguments_gib: float = 0.0
+  temporaries_gib: float = 0.0
+  output_gib: float = 0.0
+  total_gib: float = 0.0
+  limit_gib: float | None = None
+  flops: float = 0.0
+  bytes_accessed: float = 0.0
+  collectives: Mapping[str, int] = types.MappingProxyType({})
+  collective_bytes: int = 0
+  gradient_bytes: int = 0
+  compile_seconds: float = 0.0
+
+
+def compile_step(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device], batch_per_chip: int
+) -> StepCost:
+  """Compiles the train step that `dmfnet train` runs.
+
+  Args:
+    config: the run's config, with its `unet`.
+    devices: described devices, one a chip.
+    batch_per_chip: pairs on each.
+  """
+  count = len(devices)
+  state = jax.eval_shape(functools.partial(_init_state, config))
+  gradient_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
+  size = config.crop_size
+  image = jax.ShapeDtypeStruct((count, batch_per_chip, size, size, 1), jnp.float32)
+  index = jax.ShapeDtypeStruct((count, batch_per_chip), jnp.int32)
+  lowered = stages.pmap_train_step(config, devices).lower(
+    state, {"a": image, "b": image, "index": index}
+  )
+  start = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    # The compiler refuses what exceeds the memory: "Used 20.1G of 15.75G hbm".
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    used, limit = _used_and_limit(str(error))
+    return StepCost(
+      fits=False,
+      total_gib=used,
+      limit_gib=limit,
+      gradient_bytes=gradient_bytes,
+      compile_seconds=time.perf_counter() - start,
+    )
+  seconds = time.perf_counter() - start
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+  total += memory.generated_code_size_in_bytes
+  collectives, collective_bytes = count_collectives(compiled.as_text())
+  return StepCost(
+    fits=True,
+    arguments_gib=memory.argument_size_in_bytes / _GIB,
+    temporaries_gib=memory.temp_size_in_bytes / _GIB,
+    output_gib=output / _GIB,
+    total_gib=total / _GIB,
+    flops=cost["flops"],
+    bytes_accessed=cost["bytes accessed"],
+    collectives=collectives,
+    collective_bytes=collective_bytes,
+    gradient_bytes=gradient_bytes,
+    compile_seconds=seconds,
+  )
+
+
+def _init_state(config: ml_collections.ConfigDict):
+  """The state with, in Stage II, a UNet of that shape."""
+  frozen = None
+  if config.stage == 2:
+    stage1 = ml_collections.ConfigDict({**config.to_dict(), "stage": 1})
+    frozen = stages.init_params(stage1)
+  return stages.init_state(config, frozen)
+
+
+def _used_and_limit(message: str) -> tuple[float, float | None]:
+  found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
+  if not found:
+    return float("inf"), None
+  unit = {"K": 2**-20, "M": 2**-10, "G": 1.0, "": 2**-30}
+  return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]
+
+
+_COLLECTIVE = re.compile(
+  r" = (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+  r"(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
+
+
+def count_collectives(hlo: str) -> tuple[dict[str, int], int]:
+  """Counts the communications in a compiled program's text.
+
+  Args:
+    hlo: the text, in which an asynchronous one has a start and an end.
+
+  Returns:
+    Their number by kind, and the bytes of their results.
+  """
+  counts: dict[str, int] = {}
+  total = 0
+  for line in hlo.splitlines():
+    # Layouts hold parentheses of their own: f32[8,128]{1,0:T(8,128)}; comments number the results.
+    found = _COLLECTIVE.search(re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", line))
+    if not found:
+      continue
+    counts[found[2]] = counts.get(found[2], 0) + 1
+    for _, bits, shape in _ARRAY.findall(found[1]):
+      size = int(bits) // 8
+      for n in filter(None, shape.split(",")):
+        size *= int(n)
+      total += size
+  return counts, total

@@ -1,0 +1,177 @@
+"""Several processes, one program: start, agreement, preemption and a quick end.
+
+Every process runs the same program on its own devices and its own share of each batch. What is
+decided while it runs is decided from values that all processes have: gathered ones, or sums over
+all devices. A process that went another way would leave the others waiting.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dmfnet_jax.backend import has_tpu
+from dmfnet_jax.errors import UserError
+
+# A process is taken for dead after so long without a sign of life, and ends the others.
+_HEARTBEAT_SECONDS = 45
+# How long the first processes wait for the last one, and the last one to end for the first.
+_START_SECONDS = 300
+_END_SECONDS = 30
+
+
+@contextlib.contextmanager
+def joined(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> Iterator[None]:
+  """Joins the other processes of the run, if there are any, for the length of a `with` block.
+
+  Without arguments the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+  are looked at, then a TPU slice, a SLURM step or an Open MPI job is detected; else the process is
+  alone. To be entered before anything computes.
+
+  An exception ends a process of several at once, with its exit code: an orderly end would wait for
+  processes that are waiting for this one.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    num_processes: how many processes there are.
+    process_id: which one this is, from 0 on.
+
+  Raises:
+    UserError: some of the three are missing or wrong, or the others cannot be reached.
+  """
+  _start(coordinator, num_processes, process_id)
+  try:
+    yield
+  except BaseException as error:
+    if jax.process_count() == 1:
+      raise
+    _leave(error)
+
+
+def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if num_processes is None:
+    num_processes = _number("JAX_NUM_PROCESSES")
+  if process_id is None:
+    process_id = _number("JAX_PROCESS_ID")
+  given = (coordinator, num_processes, process_id)
+  if given == (None, None, None) and not _in_cluster(os.environ):
+    return
+  # Some given and others not is for JAX: it can find the missing ones in a cluster.
+  if None in given and not _in_cluster(os.environ):
+    raise UserError(
+      "several processes need --coordinator HOST:PORT, --num-processes N and --process-id I, all "
+      "three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+    )
+  if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+    raise UserError(f"the coordinator's address is HOST:PORT, not {coordinator!r}")
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      initialization_timeout=_START_SECONDS,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=_END_SECONDS,
+    )
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f"cannot join the other processes: {' '.join(str(error).split())}") from error
+
+
+def _number(variable: str) -> int | None:
+  value = os.environ.get(variable)
+  if value is not None and not value.isdigit():
+    raise UserError(f"{variable} must be a number, not {value!r}")
+  return None if value is None else int(value)
+
+
+def _in_cluster(environment: Mapping[str, str]) -> bool:
+  """Whether the surroundings say that this process is one of several, or a host of a TPU slice.
+
+  JAX can tell too, but asks the metadata server or Kubernetes for it, wherever it runs.
+  """
+  if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment:
+    return True
+  if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    return True
+  return has_tpu()
+
+
+def _leave(error: BaseException) -> None:
+  """Says what is wrong and ends this process, waiting for nobody."""
+  who = f"process {jax.process_index()} of {jax.process_count()}"
+  code = 1
+  if isinstance(error, UserError):
+    print(f"dmfnet: error: {error} ({who})", file=sys.stderr)
+    code = 2
+  elif isinstance(error, KeyboardInterrupt):
+    print(f"dmfnet: interrupted ({who})", file=sys.stderr)
+    code = 130
+  else:
+    traceback.print_exception(error, file=sys.stderr)
+    print(
+      f"dmfnet: error: {who} ends, and the others with it; where one of them was lost, the same "
+      "command on all resumes from the last checkpoint",
+      file=sys.stderr,
+    )
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.process_index() == 0:
+    # The others, where they end for the same reason, may say so: without process 0 they abort.
+    time.sleep(1)
+  os._exit(code)
+
+
+def agree(yes: bool) -> bool:
+  """Whether all processes say yes; every process must ask."""
+  if jax.process_count() == 1:
+    return yes
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
+
+
+def wait_for_all(name: str) -> None:
+  """Returns when every process has come to the place of this name."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def gather_batch(values: np.ndarray) -> np.ndarray:
+  """A global batch's values [B], in its order, from every process's own [B / processes].
+
+  Process p of P holds the elements p, p + P, ... (see `data.pipeline`).
+  """
+  if jax.process_count() == 1:
+    return values
+  return np.asarray(multihost_utils.process_allgather(values)).T.reshape(-1)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+  """Listens to SIGTERM, with which clusters announce that they take a machine away.
+
+  Yields:
+    `reached(step)`, to be asked by every process after every step. It is True on all of them after
+    the same step: the one that JAX's preemption sync point has chosen when any of them was told.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  told = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: False  # only a main thread may listen to signals
+    return
+  before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+  try:
+    yield lambda step: told.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,99 @@
+"""What happens at a loss that is not finite: it is written down, then the run stops or goes on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.training import distributed
+from dmfnet_jax.training.progress import say
+
+NONFINITE_FILE = "nonfinite.jsonl"
+POLICIES = ("stop", "skip")
+# Names are looked up by decoding the example: not for thousands of them.
+_MAX_NAMES = 64
+
+
+class NonFiniteError(UserError):
+  """The run stops at a loss that is not finite; all processes raise it after the same step."""
+
+
+class FiniteGuard:
+  """Looks at every step's loss; all processes see the same one.
+
+  Args:
+    config: the run's config; `on_nonfinite` is "stop" or "skip" (the step itself leaves the state
+      as it was then, see `steps.make_train_step`).
+    workdir: the run's folder, for `nonfinite.jsonl`.
+    source: the training examples, for their names.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, source: Sequence[Any]):
+    self._skip = config.on_nonfinite == "skip"
+    self._path = workdir / NONFINITE_FILE
+    self._source = source
+
+  def passes(self, step: int, metrics: Mapping[str, float], records: np.ndarray) -> bool:
+    """Whether a step's loss and gradient are finite.
+
+    Args:
+      step: the step.
+      metrics: its means, with "loss" and "grad_norm".
+      records: this process's part of its batch: positions in the training split.
+
+    Returns:
+      False where the step was skipped.
+
+    Raises:
+      NonFiniteError: they are not finite, and the run is to stop.
+    """
+    loss, grad_norm = metrics["loss"], metrics["grad_norm"]
+    if np.isfinite(loss) and np.isfinite(grad_norm):
+      return True
+    batch = distributed.gather_batch(records).tolist()
+    self._write(
+      {
+        "step": step,
+        "loss": str(loss),
+        "grad_norm": str(grad_norm),
+        "records": batch,
+        "names": [_name(self._source[record]) for record in batch[:_MAX_NAMES]],
+      }
+    )
+    what = f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}, on the training "
+    if self._skip:
+      say(f"{what}records {batch}: skipped")
+      return False
+    raise NonFiniteError(
+      f"{what}records {batch} (their names are in {self._path}); nothing of it was saved. Look at "
+      "these records, set config.on_nonfinite=skip, or lower config.optimizer.learning_rate or "
+      "set clip_norm (with config.may_change, to resume)"
+    )
+
+  def check_validation(self, step: int, means: Mapping[str, float]) -> None:
+    """Says the validation loss after a step.
+
+    Raises:
+      NonFiniteError: it is not finite: the step itself has spoilt the parameters.
+    """
+    if not np.isfinite(means["loss"]):
+      raise NonFiniteError(
+        f"step {step}: the validation loss is {means['loss']}; nothing of it was saved. Lower "
+        "config.optimizer.learning_rate or set clip_norm (with config.may_change, to resume)"
+      )
+    say(f"step {step}: validation loss {means['loss']:.5f}")
+
+  def _write(self, line: Mapping[str, Any]) -> None:
+    if jax.process_index() == 0:
+      lines = self._path.read_text() if self._path.exists() else ""
+      self._path.write_text(f"{lines}{json.dumps(line)}\n")
+
+
+def _name(example: Mapping[str, Any]) -> str:
+  name = example["name"]
+  return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,173 @@
+"""Every file in launch/ parses, and the flags, fields, paths and extras that it names exist."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmfnet_jax.cli import build_parser
+from dmfnet_jax.training import stages
+from dmfnet_jax.training.config import parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ["tpu_vm.sh", "slurm.sbatch"]
+
+
+def check_command(words, devices):
+  """Parses a `dmfnet` command as the command does, and checks its config for so many devices."""
+  args, overrides = build_parser().parse_known_args(words)
+  config = parse_config([f"--config={args.config}", *overrides])
+  assert all(word.startswith("--config.") for word in overrides)
+  stages.check_config(config, devices)
+  return config
+
+
+def commands_of(text):
+  """The `dmfnet` commands of a shell script, with the defaults of its variables put in."""
+  text = text.replace("\\\n", " ")
+  for _ in range(3):  # defaults name other variables
+    for name, value in re.findall(r"^(\w+)=\$\{\1:-(.*)\}$", text, re.MULTILINE):
+      text = re.sub(rf"\$\{{?{name}\}}?(?!\w)", value, text)
+      text = text.replace(f"{name}=${{{name}:-{value}}}", "")
+  code = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+  found = re.findall(r"\bdmfnet (train .*)", "\n".join(code))
+  return [
+    shlex.split(command.rstrip('"') if command.count('"') % 2 else command) for command in found
+  ]
+
+
+def test_all_files_are_tested():
+  names = {path.name for path in LAUNCH.iterdir() if path.is_file()}
+  assert names == {"local.py", "preflight.py", "gke_jobset.yaml", "Dockerfile", *SCRIPTS}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_parse_and_their_commands_exist(name):
+  subprocess.run(["bash", "-n", str(LAUNCH / name)], check=True)
+  text = (LAUNCH / name).read_text()
+  assert "# EDIT" in text
+  (command,) = commands_of(text)
+  devices = {"tpu_vm.sh": 256, "slurm.sbatch": 32}[name]
+  config = check_command(command, devices)
+  assert config.stage == 1
+  assert config.batch_size > 1  # the overrides were read
+
+
+def test_tpu_script_without_a_step_says_how(tmp_path):
+  done = subprocess.run(
+    ["bash", str(LAUNCH / "tpu_vm.sh")], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  assert "create|setup|train|delete" in done.stderr
+
+
+def test_slurm_options_are_those_of_a_process_a_gpu():
+  options = dict(
+    re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", (LAUNCH / "slurm.sbatch").read_text(), re.M)
+  )
+  assert options["ntasks-per-node"] == options["gpus-per-node"]
+  assert options["signal"].startswith("TERM@")
+
+
+def test_jobset_is_a_slice_and_two_slices():
+  text = (LAUNCH / "gke_jobset.yaml").read_text()
+  assert "# EDIT" in text
+  one, two = yaml.safe_load_all(text)
+  workdirs = set()
+  for document, slices in ((one, 1), (two, 2)):
+    assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    labels = document["metadata"]["labels"]
+    assert f"dmfnet/example={labels['dmfnet/example']}" in text  # the command that picks it
+    assert labels["kueue.x-k8s.io/queue-name"]
+    (job,) = document["spec"]["replicatedJobs"]
+    assert job["replicas"] == slices
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = int(rows) * int(columns)
+    per_host = container["resources"]["limits"]["google.com/tpu"]
+    assert spec["parallelism"] == spec["completions"] == chips // per_host
+    assert pod["terminationGracePeriodSeconds"] >= 30
+    check_command(container["args"], slices * chips)
+    workdirs.add(next(arg for arg in container["args"] if arg.startswith("--workdir=gs://")))
+  assert len(workdirs) == 2  # two runs must not share one
+
+
+def test_dockerfile_copies_what_is_there():
+  text = (LAUNCH / "Dockerfile").read_text()
+  lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+  instructions = [line.split(maxsplit=1) for line in lines]
+  assert {word for word, _ in instructions} <= {
+    "FROM",
+    "ARG",
+    "WORKDIR",
+    "COPY",
+    "RUN",
+    "ENTRYPOINT",
+    "CMD",
+  }
+  assert instructions[0][0] == "FROM"
+  copied = set()
+  for word, rest in instructions:
+    if word == "COPY":
+      *sources, _ = rest.split()
+      assert all((ROOT / source).exists() for source in sources), sources
+      copied |= set(sources)
+    elif word in ("ENTRYPOINT", "CMD"):
+      assert isinstance(ast.literal_eval(rest), list)
+  assert {"setup.py", "README.md", "dmfnet_jax", "configs"} <= copied  # setup.py reads them all
+  extras = (ROOT / "setup.py").read_text().partition("extras_require")[2]
+  for extra in re.findall(r"EXTRA=(\w+)", text):
+    assert f'"{extra}": [' in extras
+
+
+@pytest.mark.parametrize("name", ["local.py", "preflight.py"])
+def test_python_launchers_explain_themselves(name):
+  done = subprocess.run(
+    [sys.executable, str(LAUNCH / name), "--help"], capture_output=True, text=True, check=True
+  )
+  text = (LAUNCH / name).read_text()
+  for option in set(re.findall(r'add_argument\(\s*"(?:-n", ")?(--[\w-]+)"', text)):
+    assert option in done.stdout
+  command = re.search(
+    r"(?:dmfnet|--\s*\\\n)\s*(train|--config)[^\n]*", ast.get_docstring(ast.parse(text))
+  )
+  assert command
+  (config,) = re.findall(r"--config (\S+)", command[0])
+  assert (ROOT / config).is_file()
+
+
+def run_local(*arguments):
+  return subprocess.run(
+    [sys.executable, str(LAUNCH / "local.py"), *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=60,
+  )
+
+
+def test_local_gives_every_process_its_place():
+  program = (
+    "import os; print(*(os.environ[k] for k in ('JAX_PROCESS_ID', 'JAX_NUM_PROCESSES', "
+    "'JAX_PLATFORMS', 'XLA_FLAGS', 'JAX_COORDINATOR_ADDRESS')))"
+  )
+  done = run_local("-n", "3", "--devices-per-process", "2", "--", sys.executable, "-c", program)
+  assert done.returncode == 0
+  lines = sorted(done.stdout.splitlines())
+  assert [line[:11] for line in lines] == [f"[{i}] {i} 3 cpu" for i in range(3)]
+  assert all("--xla_force_host_platform_device_count=2" in line for line in lines)
+  assert len({line.split()[-1] for line in lines}) == 1
+
+
+def test_local_ends_as_its_processes_do():
+  fails = "import os, sys; sys.exit(3 if os.environ['JAX_PROCESS_ID'] == '1' else 0)"
+  assert run_local("--", sys.executable, "-c", fails).returncode == 3
+  assert run_local("--").returncode == 2

@@ -1,0 +1,151 @@
+"""`dmfnet preflight`: what it reads off a compiled step, and what it answers."""
+
+import jax
+import pytest
+import tiny
+
+import dmfnet_jax.preflight as preflight_module
+from dmfnet_jax.cli import main
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.preflight import preflight
+from dmfnet_jax.preflight.chips import CHIPS, describe_devices, parse_topology
+from dmfnet_jax.preflight.step_cost import (
+  StepCost,
+  _used_and_limit,
+  compile_step,
+  count_collectives,
+)
+from dmfnet_jax.training import stages
+
+HLO = """
+  %all-reduce.1 = (f32[3,3,8,16]{3,2,1,0:T(8,128)S(1)}, /*index=1*/bf16[5]{0:T(128)}) all-reduce(%a, %b), channel_id=1
+  ROOT %fusion = f32[4] fusion(%all-reduce.1), kind=kLoop
+  %all-reduce-start.2 = f32[]{:T(128)} all-reduce-start(%c), channel_id=2
+  %all-reduce-done.2 = f32[]{:T(128)} all-reduce-done(%all-reduce-start.2)
+  %all-gather.3 = u32[7]{0} all-gather(%d), dimensions={0}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def libtpu():
+  pytest.importorskip("libtpu", reason='compiling for TPUs needs libtpu: ".[preflight]"')
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+  """Puts a chip that holds twenty pairs in the place of the compiler; returns the batches tried."""
+  tried = []
+
+  def compile_step(config, devices, batch):
+    tried.append(batch)
+    return StepCost(fits=batch <= 20, total_gib=batch / 2, limit_gib=10.0)
+
+  monkeypatch.setattr(preflight_module, "describe_devices", lambda *args: [object()] * 4)
+  monkeypatch.setattr(preflight_module, "compile_step", compile_step)
+  return tried
+
+
+def test_collectives_are_counted_once_with_their_bytes():
+  counts, size = count_collectives(HLO)
+  assert counts == {"all-reduce": 2, "all-gather": 1}
+  assert size == 4 * 3 * 3 * 8 * 16 + 2 * 5 + 4 + 4 * 7
+
+
+def test_the_compilers_refusal_is_read():
+  message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
+  assert _used_and_limit(message) == (0.5, 15.75)
+  assert _used_and_limit("RESOURCE_EXHAUSTED: something else") == (float("inf"), None)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2x", "v5e:axb", ":2x2", "v5e:2x2 "])
+def test_what_is_no_topology_is_refused(name):
+  with pytest.raises(UserError, match=r"KIND:SHAPE, such as v5e:16x16"):
+    parse_topology(name)
+
+
+@pytest.mark.parametrize(("batch_size", "pairs", "code"), [(64, 16, 0), (96, 24, 1), (1, 1, 0)])
+def test_exit_code_says_whether_it_fits(no_compiler, capsys, batch_size, pairs, code):
+  assert preflight(tiny.config(1, batch_size=batch_size), "v5e:2x2") == code
+  captured = capsys.readouterr()
+  assert no_compiler == [pairs]
+  assert f"4 chips (v5e:2x2), {pairs} pairs a chip, {4 * pairs} in all" in captured.out
+  assert ("does NOT fit" in captured.out) == (code == 1)
+  assert ("is no multiple of the 4 chips" in captured.err) == (batch_size == 1)
+
+
+@pytest.mark.parametrize("first", [1, 16, 40])
+def test_the_largest_batch_is_found_to_an_eighth(no_compiler, capsys, first):
+  config = tiny.config(1, batch_size=4 * first)
+  assert preflight(config, "v5e:2x2", find_batch=True) == 0
+  out = capsys.readouterr().out
+  found = int(out.partition("(v5e:2x2), ")[2].partition(" ")[0])
+  assert 18 <= found <= 20
+  assert len(no_compiler) == len(set(no_compiler)) <= 9
+
+
+def test_where_not_even_one_pair_fits(monkeypatch, no_compiler):
+  monkeypatch.setattr(preflight_module, "compile_step", lambda *args: StepCost(fits=False))
+  assert preflight(tiny.config(1, batch_size=4), "v5e:2x2", find_batch=True) == 1
+
+
+def test_stage2_takes_its_unet_from_a_recipe_or_a_run(no_compiler, monkeypatch, capsys, tmp_path):
+  def width(stage1):
+    assert preflight(tiny.config(2, stage1=stage1), "v5e:2x2") == 0
+    return int(capsys.readouterr().out.partition("width ")[2].partition(",")[0])
+
+  assert width("") == 128
+  assert width("configs/small_stage1.py") == 64
+  from dmfnet_jax import weights
+
+  params, config = tiny.model()
+  weights.save_weights(tmp_path / "tiny.safetensors", params, config)
+  assert width(str(tmp_path / "tiny.safetensors")) == 8
+
+
+@pytest.mark.parametrize(
+  ("topology", "slices", "chips"),
+  [("v5e:16x16", 1, 256), ("v6e:2x2", 2, 8), ("v4:2x2x2", 1, 8), ("v5p:2x2x1", 1, 4)]
+  + [(f"{kind}:{'1x1x1' if kind in ('v4', 'v5p') else '1x1'}", 1, 1) for kind in CHIPS],
+)
+def test_a_device_is_a_chip(libtpu, topology, slices, chips):
+  assert len(describe_devices(topology, slices)) == chips
+
+
+def test_a_slice_that_there_is_not(libtpu):
+  with pytest.raises(UserError, match=r"there is no topology 'v5e:3x5': .*not divisible"):
+    describe_devices("v5e:3x5")
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(UserError, match=r"dmfnet_jax\[preflight\]"):
+    describe_devices("v5e:2x2")
+
+
+def test_the_real_step_is_compiled(libtpu, monkeypatch):
+  """With a model of three numbers: arguments, donation, and one combined all-reduce."""
+  monkeypatch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
+  monkeypatch.setattr(
+    stages, "init_params", lambda config: jax.tree.map(jax.numpy.asarray, tiny.TOY_PARAMS)
+  )
+  config = tiny.config(1)
+  cost, more = (compile_step(config, describe_devices("v5e:2x2"), pairs) for pairs in (2, 64))
+  assert cost.fits
+  assert cost.collectives == {"all-reduce": 1}
+  # Three gradients, the loss and its term.
+  assert cost.gradient_bytes == 12
+  assert 12 <= cost.collective_bytes <= 20
+  assert more.flops > 20 * cost.flops > 0
+  assert more.arguments_gib > cost.arguments_gib
+  assert cost.compile_seconds > 0
+
+
+@pytest.mark.slow
+def test_the_command_compiles_both_stages_for_a_pod(libtpu, capsys):
+  unet = ["--config.unet.width=8", "--config.unet.multipliers=(1,2)"]
+  unet += ["--config.unet.num_res_blocks=1", "--config.unet.norm_groups=4"]
+  words = ["preflight", "--config", "configs/stage1.py", "--topology", "v5e:16x16"]
+  assert main([*words, "--config.crop_size=16", "--config.batch_size=256", *unet]) == 0
+  out = capsys.readouterr().out
+  for line in ("256 chips", "fits", "temporaries", "TFLOP a chip", "all-reduce", "ESTIMATE"):
+    assert line in out

@@ -1,0 +1,219 @@
+"""A run that is killed, finds its checkpoints damaged or its disk full, or meets a NaN."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+from test_loop import put_toy, read_metrics, spoil_batch, without_times
+
+from dmfnet_jax.data import builders
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.training.checkpoint import load_trained
+from dmfnet_jax.training.loop import train_and_evaluate
+
+TESTS = Path(__file__).resolve().parents[1]
+KILLS = 20
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+  """A model of three numbers in the place of the networks."""
+  put_toy(monkeypatch)
+
+
+def run_script(name, job, *arguments, **options):
+  environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS / 'training'}", "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, str(TESTS / "training" / name), json.dumps(job, default=str)]
+  return subprocess.Popen(
+    [*command, *arguments],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **options,
+  )
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(data_dir, tmp_path):
+  changes = {"num_train_steps": 200, "checkpoint_every_steps": 4, "eval_every_steps": 0}
+  job = {"data_dir": data_dir, "toy": True, "changes": changes | {"sample_every_steps": 0}}
+  for name, kills in (("straight", 0), ("killed", KILLS)):
+    done = run_script(
+      "killer.py", job | {"workdir": tmp_path / name, "out": tmp_path / f"{name}.npz"}, str(kills)
+    )
+    output, _ = done.communicate(timeout=500)
+    assert done.returncode == 0, output
+  assert int(re.search(r"(\d+) of 20 kills during a save", output)[1]) >= 5
+  assert "at step 200" in output
+  with np.load(tmp_path / "killed.npz") as ours, np.load(tmp_path / "straight.npz") as theirs:
+    tiny.assert_same(dict(ours), dict(theirs))
+  ours, theirs = (without_times(read_metrics(tmp_path / n)) for n in ("killed", "straight"))
+  assert ours == theirs  # every step's loss: the data's position was kept, too
+
+
+def test_sigterm_saves_and_ends_well(data_dir, tmp_path):
+  workdir = tmp_path / "run"
+  changes = {"num_train_steps": 100_000, "checkpoint_every_steps": 0, "eval_every_steps": 0}
+  job = {"data_dir": data_dir, "workdir": workdir, "toy": True, "changes": changes}
+  process = run_script("worker.py", job)
+  while not (workdir / "metrics.jsonl").exists() or not read_metrics(workdir):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.05)
+  begin = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 0, output
+  assert time.monotonic() - begin < 30
+  (checkpoint,) = (workdir / "checkpoints").iterdir()
+  step = int(checkpoint.name)
+  assert f"told to stop: saved step {step}" in output
+  assert read_metrics(workdir)[-1]["step"] == step
+  # Never evaluated, it is still a model; and the run goes on to what it would have been.
+  load_trained(epath.Path(workdir))
+  config = tiny.config(1, data_dir, **changes | {"num_train_steps": step + 2})
+  tiny.assert_same(train_and_evaluate(config, workdir), train_and_evaluate(config, tmp_path / "b"))
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(data_dir, tmp_path_factory):
+  """A workdir with checkpoints of steps 2 and 4, and the state after step 6."""
+  workdir = tmp_path_factory.mktemp("two_checkpoints")
+  with pytest.MonkeyPatch.context() as patch:
+    put_toy(patch)
+    train_and_evaluate(tiny.config(1, data_dir), workdir / "run")
+    state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir / "straight")
+  return workdir / "run", state
+
+
+def files_of_checkpoint():
+  """What Orbax writes, by the part that is damaged."""
+  return [
+    "state/manifest.ocdbt",
+    "state/_METADATA",
+    "data/metadata",
+    "config/metadata",
+    "state/d/*",
+  ]
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+@pytest.mark.parametrize("pattern", files_of_checkpoint())
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+  two_checkpoints, data_dir, tmp_path, capsys, pattern, how
+):
+  run, expected = two_checkpoints
+  workdir = tmp_path / "run"
+  shutil.copytree(run, workdir)
+  newest = workdir / "checkpoints" / "4"
+  files = sorted(newest.glob(pattern))
+  assert files
+  for file in files:
+    if how == "truncated":
+      os.truncate(file, file.stat().st_size // 2)
+    else:
+      file.unlink()
+  state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir)
+  error = capsys.readouterr().err
+  assert f"warning: the checkpoint {newest} is damaged" in error
+  assert "resuming" in error
+  assert "at step 2" in error
+  tiny.assert_same(state, expected)
+  steps = {path.name for path in (workdir / "checkpoints").iterdir()}
+  assert steps == {"2", "4", "6"}  # step 4 was written anew
+  assert len(list((workdir / "damaged_checkpoints").iterdir())) == 1
+
+
+def test_where_all_checkpoints_are_damaged_the_run_stops_once(
+  two_checkpoints, data_dir, tmp_path, capsys
+):
+  run, expected = two_checkpoints
+  workdir = tmp_path / "run"
+  shutil.copytree(run, workdir)
+  for step in ("2", "4"):
+    shutil.rmtree(workdir / "checkpoints" / step / "state")
+  config = tiny.config(1, data_dir, num_train_steps=6)
+  with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read"):
+    train_and_evaluate(config, workdir)
+  tiny.assert_same(train_and_evaluate(config, workdir), expected)
+
+
+def test_a_full_disk_stops_the_run_and_spares_the_checkpoint(data_dir, tmp_path):
+  """Files may not grow past a kilobyte after the first checkpoint: as if there were no room."""
+  workdir = tmp_path / "run"
+  job = {"data_dir": data_dir, "workdir": workdir, "toy": True}
+  changes = {"num_train_steps": 2, "log_every_steps": 1000}
+  process = run_script("worker.py", job | {"changes": changes})
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == 0, output
+  before = {p: p.read_bytes() for p in (workdir / "checkpoints" / "2").rglob("*") if p.is_file()}
+
+  def no_room():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+  changes = {"num_train_steps": 8, "log_every_steps": 1000}
+  process = run_script("worker.py", job | {"changes": changes}, preexec_fn=no_room)
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode != 0
+  assert re.search(r"UserError: (cannot write a checkpoint to|.*File too large)", output), output
+  after = {p: p.read_bytes() for p in (workdir / "checkpoints" / "2").rglob("*") if p.is_file()}
+  assert after == before
+
+  config = tiny.config(1, data_dir, num_train_steps=8)
+  tiny.assert_same(
+    train_and_evaluate(config, workdir), train_and_evaluate(config, tmp_path / "straight")
+  )
+
+
+@pytest.mark.parametrize("place", ["/proc/dmfnet_run", "{tmp}/file/run"])
+def test_an_unwritable_workdir_is_named(data_dir, tmp_path, place):
+  (tmp_path / "file").touch()
+  workdir = place.format(tmp=tmp_path)
+  with pytest.raises(UserError, match=f"{workdir}: cannot make this folder"):
+    train_and_evaluate(tiny.config(1, data_dir), workdir)
+
+
+def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
+  records = spoil_batch(monkeypatch, 2)
+  with pytest.raises(UserError, match=r"step 3: the loss is nan"):
+    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+  (line,) = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
+  entry = json.loads(line)
+  assert (entry["step"], entry["loss"], entry["records"]) == (3, "nan", records)
+  source = builders.open_source("paired_folder", data_dir, "train")
+  assert entry["names"] == [source[record]["name"].decode() for record in records]
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_skipped_step_leaves_the_state_alone(data_dir, tmp_path, monkeypatch, capsys):
+  """The run goes on as if the step had not been, but for its number."""
+  config = tiny.config(1, data_dir, on_nonfinite="skip", log_every_steps=2, num_train_steps=6)
+  spoil_batch(monkeypatch, 2)
+  state = train_and_evaluate(config, tmp_path)
+  assert int(state.step) == 6
+  assert all(np.isfinite(leaf).all() for leaf in tiny.leaves(state).values())
+  lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+  assert [line.get("skipped_steps") for line in lines] == [None, 1, None]
+  assert all(np.isfinite(line["loss"]) for line in lines)
+  assert "step 3: the loss is nan" in capsys.readouterr().err
+  assert json.loads((tmp_path / "nonfinite.jsonl").read_text())["step"] == 3
+  assert load_trained(epath.Path(tmp_path))
+
+
+def test_a_profile_is_recorded_on_request(data_dir, tmp_path, capsys):
+  config = tiny.config(1, data_dir, profile_steps=1)
+  train_and_evaluate(config, tmp_path)
+  assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+  assert "a profile of steps 3 to 3 is in" in capsys.readouterr().err

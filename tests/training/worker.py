@@ -1,0 +1,55 @@
+"""A process of a run, for tests that start, stop and kill real ones.
+
+    worker.py '{"stage": 1, "data_dir": D, "workdir": W, "toy": true, "out": F, "changes": {}}'
+
+With "toy" it trains the model of three numbers, which compiles in no time. "out" is a file for the
+final parameters. TensorFlow is hidden: it takes longest to import, and training needs none.
+"""
+
+import json
+import sys
+from importlib.machinery import PathFinder
+
+
+class Hiding(PathFinder):
+  """As if TensorFlow were not installed."""
+
+  @classmethod
+  def find_spec(cls, name, path=None, target=None):
+    return None if name == "tensorflow" else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import tiny  # noqa: E402
+
+from dmfnet_jax.training import distributed, pictures, stages  # noqa: E402
+from dmfnet_jax.training.loop import train_and_evaluate  # noqa: E402
+
+
+def put_toy() -> None:
+  """Puts a model of three numbers in the place of the networks."""
+  picture = np.zeros((4, 4, 3), np.uint8)
+  stages.make_loss = lambda config: tiny.toy_loss
+  stages.init_params = lambda config: tiny.TOY_PARAMS
+  pictures.make_sampler = lambda config: lambda *args: picture
+
+
+def run(job: dict) -> None:
+  """Trains, and writes the parameters where the job says."""
+  if job.get("toy"):
+    put_toy()
+  config = tiny.config(job.get("stage", 1), job["data_dir"], **job.get("changes", {}))
+  with distributed.joined():
+    state = train_and_evaluate(config, job["workdir"])
+    print(
+      f"{jax.process_count()} x {jax.local_device_count()} at step {int(state.step)}", flush=True
+    )
+    if job.get("out") and jax.process_index() == 0:
+      np.savez(job["out"], **tiny.leaves((state.params, state.ema_params, state.opt_state)))
+
+
+if __name__ == "__main__":
+  run(json.loads(sys.argv[1]))
