@@ -14,6 +14,7 @@ import tiny
 
 from dmfnet_jax.inference import batches, engine
 from dmfnet_jax.inference.engine import Engine, padded_size
+from dmfnet_jax.preflight.chips import describe_devices
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -168,28 +169,24 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
   np.testing.assert_array_equal(fused["alone"], fused["by_one"][0])
 
 
-def test_each_chip_computes_its_own_share(monkeypatch):
+def test_each_chip_computes_its_own_share():
   """On a described slice of four TPU chips: a chip's program has a quarter of the arithmetic."""
-  pytest.importorskip("libtpu", reason="TPU programs need libtpu: pip install libtpu")
-  for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
-    monkeypatch.setenv(name, value)
-  from jax.experimental import topologies
-
-  slice_of_four = topologies.get_topology_desc("v5e:2x2", "tpu")
-  params, config = tiny.model(width=16, multipliers=(1, 1, 2))
+  pytest.importorskip("libtpu", reason='TPU programs need libtpu: pip install -e ".[preflight]"')
+  chips = describe_devices("v5e:2x2")
+  params, config = tiny.model()
   fuse = engine.fuse_function(config, "bfloat16", 6)
 
   def flops(num_devices, pairs):
-    program = engine.divide_among(fuse, slice_of_four.devices[:num_devices])
-    image = jax.ShapeDtypeStruct((pairs, 32, 32), jnp.float32)
+    program = engine.divide_among(fuse, chips[:num_devices])
+    image = jax.ShapeDtypeStruct((pairs, 16, 16), jnp.float32)
     keys = jax.eval_shape(lambda: engine.pair_keys(0, [""] * pairs))
     compiled = program.trace(jax.tree.map(_shape, params), image, image, keys).lower().compile()
     return compiled.cost_analysis()["flops"]
 
   one_chip, share = flops(1, 8), flops(4, 8)
   assert share == pytest.approx(one_chip / 4, rel=0.05)
-  # The arithmetic is in there at all: at least the six passes' first convolutions.
-  assert share > 2 * 6 * 2 * 32 * 32 * 16 * 9 * 16
+  # The arithmetic is in there at all: two pairs' six passes, with a 3 x 3 convolution each.
+  assert share > 2 * 6 * 2 * 16 * 16 * 8 * 9 * 8
 
 
 def _shape(leaf):
