@@ -1,0 +1,73 @@
+"""The released models: what is in the package, and that it fuses as its card says."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dmfnet_jax import metrics, weights
+from dmfnet_jax.data import color
+from dmfnet_jax.data.builders import mni_template
+from dmfnet_jax.data.images import read_image
+from dmfnet_jax.inference.model import load_model
+
+NAMES = weights.released_names()
+FOLDER = ROOT / "dmfnet_jax" / "weights"
+# The bars of the card: what the authors' pictures are compared by, and what must not be worse.
+COMPARED = ("EN", "MI", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "SCD", "SD", "SF", "AG")
+NOT_WORSE = {"Qabf", "VIFF", "SSIM", "SCD"}
+
+
+@pytest.fixture(scope="module")
+def small():
+  return load_model("small")
+
+
+def test_small_is_released_and_all_are_small():
+  assert "small" in NAMES
+  assert sum((FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES) < 12e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_has_a_card(name):
+  """With the commands that made it, and whose pictures are there."""
+  text = (FOLDER / f"{name}.md").read_text()
+  configs = re.findall(r"--config (configs/\S+\.py)", text)
+  assert len(configs) >= 2
+  for path in [ROOT / config for config in configs] + [
+    FOLDER / link for link in re.findall(r"!\[.*?\]\((.+?)\)", text)
+  ]:
+    assert path.exists(), path
+
+
+def test_small_fuses_what_it_never_saw(small):
+  """Simulated pairs of another template: no tint, black stays black, edges of both are kept."""
+  for a, b, name in mni_template.demo_pairs():
+    fused = small.fuse(a, b, names=name)
+    luma_a, luma_b, luma = (color.to_grey(x).astype(np.float32) for x in (a, b, fused))
+    largest = np.maximum(luma_a, luma_b)
+    assert luma[largest == 0].mean() < 1, name
+    assert 0.5 < np.abs(luma - largest).mean() < 12, name  # near the maximum, not the maximum
+    kept = metrics.qabf(luma_a[None], luma_b[None], luma[None])[0]
+    assert kept > metrics.qabf(luma_a[None], luma_b[None], ((luma_a + luma_b) / 2)[None])[0], name
+    if b.ndim == 3:
+      grey = np.ptp(b.astype(int), axis=-1) == 0
+      assert np.ptp(fused.astype(int), axis=-1)[grey].max(initial=0) <= 1, name
+
+
+@pytest.mark.parametrize("modality", ["ct", "pet", "spect"])
+def test_small_meets_the_bars_of_its_card(small, shared_dir, modality):
+  """On the pairs of which the authors published pictures: 8 of 11 metrics, four of them by name."""
+  folder = shared_dir / "data/harvard/reference"
+  published = json.loads((folder / "metrics.json").read_text())
+  paths = sorted((folder / modality / "mri").glob("*.png"))
+  a = np.stack([color.to_grey(read_image(path)) for path in paths])
+  b = np.stack([color.to_grey(read_image(folder / modality / "other" / p.name)) for p in paths])
+  fused = small.fuse(a, b, names=[path.stem for path in paths])
+  ours = {k: float(np.mean(v)) for k, v in metrics.compute_metrics(a, b, fused).items()}
+  rows = [published[f"{modality}/{path.stem}"] for path in paths]
+  better = {name for name in COMPARED if ours[name] >= np.mean([row[name] for row in rows])}
+  assert better >= NOT_WORSE
+  assert len(better) >= 8
