@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 100  # a line of means in metrics.jsonl
   config.eval_every_steps = 5_000  # validation loss; also at every checkpoint
   config.sample_every_steps = 5_000  # pictures in workdir/samples; 0: at the last step only
-  config.checkpoint_every_steps = 5_000  # the best is kept; 0: the last step only
+  config.checkpoint_every_steps = 5_000  # the best by validation loss is kept; 0: the last only
   config.keep_checkpoints = 3  # the newest ones; the best is kept besides
   config.eval_batch_size = 4  # pairs over all devices; rounded up to a multiple of them
 
