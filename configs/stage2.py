@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.features = ml_collections.ConfigDict()
   config.features.timesteps = (5, 10, 20)  # ascending
   config.features.source = "decoder"  # or "encoder"
-  config.features.noise = True  # False: features of clean images, and no randomness in fusing
+  config.features.noise = True  # False: features of clean images; nothing is drawn
   config.features.schedule = ml_collections.ConfigDict()  # not Stage I's: linear in the paper
   config.features.schedule.name = "linear"  # any that Stage I may have
   config.features.schedule.num_timesteps = 2000  # T

@@ -33,7 +33,8 @@ def noise_sources(
     a: [B, H, W, 1] the MRI.
     b: [B, H, W, 1] the other modality's luma.
     keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
-    noise: whether noise is added; without (an ablation) the images are only scaled.
+    noise: whether noise is added; without (an ablation) nothing is drawn, and the images are only
+      scaled to the levels G[t].
 
   Returns:
     noisy_a and noisy_b [T, B, H, W, 1], and the noise levels [T, B], drawn per pair and shared by
@@ -42,7 +43,8 @@ def noise_sources(
 
   def noise_pair(key: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
     level_key, a_key, b_key = jax.random.split(key, 3)
-    levels = sample_noise_level(schedule, level_key, jnp.asarray(timesteps))
+    t = jnp.asarray(timesteps)
+    levels = sample_noise_level(schedule, level_key, t) if noise else schedule.noise_levels[t]
 
     def noised(key: Array, x: Array) -> Array:
       shape = (len(timesteps), *x.shape)

@@ -53,6 +53,16 @@ def test_noise_belongs_to_the_pair():
     np.testing.assert_array_equal(ours[:, 0], theirs[:, 2])
 
 
+def test_without_noise_nothing_is_drawn():
+  a, b = draw(2, 3, 6, 4, 1)
+  noisy_a, noisy_b, levels = features.noise_sources(SCHEDULE, TIMESTEPS, a, b, keys(3), noise=False)
+  g = np.asarray(SCHEDULE.noise_levels)[list(TIMESTEPS)]
+  np.testing.assert_array_equal(levels, np.tile(g[:, None], (1, 3)))
+  g = g[:, None, None, None, None]
+  np.testing.assert_allclose(noisy_a, g * a, rtol=1e-6)
+  np.testing.assert_allclose(noisy_b, g * b, rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def unet():
   params, config = tiny.model()
