@@ -267,7 +267,7 @@ def outcome(tmp_path_factory):
       (b / f"{STEMS[name]}.png").write_bytes(good_picture)
   stderr = io.StringIO()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("dmfnet_jax.inference.model.load_model", lambda spec: FakeModel())
+    patch.setattr("dmfnet_jax.inference.model.load_model", lambda spec, **options: FakeModel())
     patch.setattr("sys.stderr", stderr)
     code = main(["fuse", str(a), str(b), "-o", str(out)])
   return code, stderr.getvalue().replace("\r", "\n").splitlines(), out

@@ -37,7 +37,7 @@ def test_more_draws_contain_the_fewer(tiny_model):
 
 def test_a_volume_does_not_depend_on_the_batch(tiny_model, tmp_path, monkeypatch):
   """Only on the seed and the names: a slice is what `model.fuse` makes of it alone."""
-  monkeypatch.setattr("dmfnet_jax.inference.model.load_model", lambda spec: tiny_model)
+  monkeypatch.setattr("dmfnet_jax.inference.model.load_model", lambda spec, **options: tiny_model)
   a, b = _pictures(5)
   for name, slices in (("a", a), ("b", b)):
     # Stored so that pictures are [z, y from the front, x from the right] as they stand.

@@ -62,7 +62,7 @@ def losses(workdir):
   values: dict[str, list[float]] = {}
   for line in (workdir / "metrics.jsonl").read_text().splitlines():
     for name, value in json.loads(line).items():
-      if not name.startswith(("steps_per", "images_per", "data_wait")):
+      if not name.startswith(("steps_per", "images_per", "data_wait", "device_memory")):
         values.setdefault(name, []).append(value)
   return values
 
