@@ -80,6 +80,8 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
       coordinator,
       num_processes,
       process_id,
+      # All given, JAX would still ask for the devices of each, which no TPU host has to be told.
+      cluster_detection_method="deactivate" if has_tpu() and None not in given else None,
       initialization_timeout=_START_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=_END_SECONDS,
