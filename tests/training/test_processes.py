@@ -1,5 +1,6 @@
 """Real processes, started by `launch/local.py`: the same model on any of them, and how they end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -58,10 +59,13 @@ def validation_losses(workdir):
 
 def children_of(process):
   """Ids of the processes that this one has started, in the order of their start."""
-  stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
-  # PID (NAME) STATE PARENT ...: a name may hold spaces and brackets.
-  parents = {int(s.split()[0]): int(s.rpartition(")")[2].split()[1]) for s in stats}
-  return sorted(pid for pid, parent in parents.items() if parent == process.pid)
+  children = []
+  for path in Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
+      # PID (NAME) STATE PARENT ...: a name may hold spaces and brackets.
+      if int(path.read_text().rpartition(")")[2].split()[1]) == process.pid:
+        children.append(int(path.parent.name))
+  return sorted(children)
 
 
 def test_any_topology_trains_the_same_model(data_dir, tmp_path):
