@@ -27,7 +27,7 @@ def enable_compilation_cache() -> None:
 def has_tpu() -> bool:
   """Whether this machine is a host of TPU chips, by its device files."""
   devices = Path("/dev")
-  has_chips = any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
+  has_chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
   return has_chips and importlib.util.find_spec("libtpu") is not None
 
 

@@ -4,7 +4,7 @@ r"""Runs a training command as several processes on this machine: a pod to try t
         dmfnet train --config configs/tiny_stage1.py --workdir runs/pod
 
 Each process has so many CPU devices; they talk over loopback, with JAX's CPU collectives (Gloo).
-Their lines come out behind [0], [1], ... Ctrl-C and SIGTERM reach all of them. When one ends with
+Their lines come out behind [0], [1], ... Ctrl-C and SIGTERM reach each once. When one ends with
 an error, the others have a minute to notice, as on a pod, and are killed then.
 
 Exit code: 0 where all ended well, else that of the first one that did not.
@@ -51,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     processes.append(
       subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # or the terminal would tell them too
       )
     )
 
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for process in processes:
       process.send_signal(number)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, pass_on)
   printers = [
     threading.Thread(target=_print_lines, args=(index, process), daemon=True)

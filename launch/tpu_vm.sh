@@ -9,6 +9,7 @@
 #
 # EDIT the next lines, or set them in the environment. The dataset must lie at DATA_DIR already
 # (dmfnet data prepare ... --data-dir), and all workers must reach it and WORKDIR: gs:// addresses.
+# The package needs Python >= 3.11: PYTHON names one, with venv, that the workers have.
 set -euo pipefail
 
 TPU_NAME=${TPU_NAME:-dmfnet}
@@ -16,6 +17,7 @@ PROJECT=${PROJECT:-my-project}
 ZONE=${ZONE:-us-west4-a}
 ACCELERATOR_TYPE=${ACCELERATOR_TYPE:-v5litepod-256}
 RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5-lite}
+PYTHON=${PYTHON:-python3.11}
 BUCKET=${BUCKET:-gs://my-bucket}
 CONFIG=${CONFIG:-configs/stage1.py}
 WORKDIR=${WORKDIR:-$BUCKET/runs/stage1}
@@ -41,8 +43,8 @@ case "${1:-}" in
     git archive --format=tar.gz -o "$archive" HEAD
     "${TPU[@]}" scp "$archive" "$TPU_NAME:dmfnet_jax.tar.gz" "${WHERE[@]}" --worker=all
     rm "$archive"
-    on_all_workers 'mkdir -p dmfnet_jax && tar -xzf dmfnet_jax.tar.gz -C dmfnet_jax && cd dmfnet_jax &&
-      python3 -m venv .venv && .venv/bin/pip install --quiet ".[tpu]" gcsfs'
+    on_all_workers "mkdir -p dmfnet_jax && tar -xzf dmfnet_jax.tar.gz -C dmfnet_jax && cd dmfnet_jax &&
+      $PYTHON -m venv .venv && .venv/bin/pip install --quiet '.[tpu]' gcsfs"
     ;;
   train)
     # JAX finds the other workers through the slice's metadata.

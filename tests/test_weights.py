@@ -116,9 +116,10 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(type(path), "write_bytes", fill_the_disk)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(UserError, match=f"cannot write the model file {path}: No space left"):
     weights.save_weights(path, {"unet": {"y": np.ones(100)}}, CONFIG)
   assert path.read_bytes() == before
+  assert list(tmp_path.iterdir()) == [tmp_path / path.name]
 
 
 def test_an_unknown_name_lists_the_known_ones(monkeypatch):

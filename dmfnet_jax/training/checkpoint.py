@@ -7,7 +7,7 @@ can be resumed, used and moved without its Stage I workdir.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class Checkpointer:
     options = ocp.CheckpointManagerOptions(
       best_fn=lambda metrics: metrics["loss"],
       best_mode="min",
+      cleanup_tmp_directories=True,  # what a killed run was writing; process 0 removes it
       preservation_policy=policies.AnyPreservationPolicy(
         [
           policies.LatestN(keep),
@@ -87,12 +88,10 @@ class Checkpointer:
         force=True,  # the loop decides when
       )
 
-  def latest_step(self) -> int | None:
-    """The newest checkpoint's step, or None before the first."""
-    return self._manager.latest_step()
-
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the newest checkpoint that can be read; says which ones cannot.
+
+    Newer ones are moved aside, but only then: where none can be read, the cause may be passing.
 
     Args:
       state: a state of the right structure, on the host; its frozen parameters are kept.
@@ -104,15 +103,15 @@ class Checkpointer:
       UserError: the checkpoint is of another config, or none of those that are there can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    for index, step in enumerate(steps):
       restored = self._read(step, state)
       if restored is not None:
+        self._put_aside(steps[:index])
         return restored
-      self._put_aside(step)
     if steps:
       raise UserError(
-        f"none of the checkpoints in {self._workdir} can be read: they are in "
-        f"{self._workdir / _DAMAGED} now, and the same command starts anew"
+        f"none of the checkpoints in {_checkpoints(self._workdir)} can be read: try again, or "
+        "move this folder away to start anew"
       )
     return None
 
@@ -143,17 +142,20 @@ class Checkpointer:
     if distributed.agree(not reason):
       return restored
     path = _checkpoints(self._workdir) / str(step)
-    say(f"warning: the checkpoint {path} is damaged ({reason[:200]}): using the one before it")
+    say(f"warning: cannot read the checkpoint {path} ({reason[:200]}): trying the one before it")
     return None
 
-  def _put_aside(self, step: int) -> None:
+  def _put_aside(self, steps: Sequence[int]) -> None:
+    if not steps:
+      return
     if jax.process_index() == 0:
       folder = self._workdir / _DAMAGED
       with self._writing():
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{step}_{sum(1 for _ in folder.iterdir())}"
-        (_checkpoints(self._workdir) / str(step)).rename(folder / name)
-    distributed.wait_for_all(f"put aside {step}")
+        for step in steps:
+          name = f"{step}_{sum(1 for _ in folder.iterdir())}"
+          (_checkpoints(self._workdir) / str(step)).rename(folder / name)
+    distributed.wait_for_all(_DAMAGED)
     self._manager.reload()
 
   def wait(self) -> None:
@@ -241,14 +243,21 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def write_model(workdir: epath.Path) -> epath.Path:
   """Writes a Stage II run's best checkpoint as a model file, in half precision.
 
+  Every process calls it, since Orbax's processes read together; process 0 writes.
+
   Args:
     workdir: a workdir of Stage II.
 
   Returns:
     The path of the file, `model.safetensors` in the workdir.
+
+  Raises:
+    UserError: there is no checkpoint, or the file cannot be written.
   """
   params, config = load_trained(workdir)
-  weights.save_weights(workdir / MODEL_FILE, params, config, np.float16)
+  if jax.process_index() == 0:
+    weights.save_weights(workdir / MODEL_FILE, params, config, np.float16)
+  distributed.wait_for_all(MODEL_FILE)
   return workdir / MODEL_FILE
 
 

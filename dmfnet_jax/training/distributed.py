@@ -80,12 +80,18 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
       coordinator,
       num_processes,
       process_id,
+      # All given, JAX would still ask for the devices of each, which no TPU host has to be told.
+      cluster_detection_method="deactivate" if has_tpu() and None not in given else None,
       initialization_timeout=_START_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=_END_SECONDS,
     )
-  except (ValueError, RuntimeError) as error:
-    raise UserError(f"cannot join the other processes: {' '.join(str(error).split())}") from error
+  # OSError: the metadata server, which is asked for the other hosts of a slice, does not answer.
+  except (ValueError, RuntimeError, OSError) as error:
+    raise UserError(
+      f"cannot join the other processes: {' '.join(str(error).split())}; for this host alone: "
+      "--coordinator localhost:8476 --num-processes 1 --process-id 0"
+    ) from error
 
 
 def _number(variable: str) -> int | None:
@@ -100,7 +106,9 @@ def _in_cluster(environment: Mapping[str, str]) -> bool:
 
   JAX can tell too, but asks the metadata server or Kubernetes for it, wherever it runs.
   """
-  if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment:
+  # A plain command in an allocation is a step of one task, whatever the allocation is for.
+  tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+  if int(tasks) > 1 and "SLURM_STEP_NODELIST" in environment:
     return True
   if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
     return True

@@ -163,9 +163,10 @@ def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise UserError(
-      f"{error}; the last checkpoint, of step {checkpointer.latest_step()}, is intact"
-    ) from error
+    if jax.process_count() == 1:
+      with contextlib.suppress(UserError):  # most likely it has the same cause
+        checkpointer.close()
+    raise UserError(f"{error}; the checkpoints written before are intact") from error
   except BaseException as error:
     if jax.process_count() == 1 or isinstance(error, NonFiniteError):
       checkpointer.close()
@@ -175,7 +176,7 @@ def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
 
 def _write_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Makes of a finished Stage II run one file that can be given away."""
-  if config.stage == 2 and jax.process_index() == 0:
+  if config.stage == 2:
     say(f"the model of least validation loss: {write_model(workdir)}")
 
 
@@ -183,7 +184,8 @@ def _write_overview(workdir: epath.Path, state: TrainState) -> None:
   """Lists the parameters in a file, by which every process also knows that it sees the workdir."""
   path = workdir / "parameters.txt"
   if jax.process_index() == 0:
-    path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    overview = parameter_overview.get_parameter_overview(state.params)
+    images.write_bytes(path, f"{overview}\n".encode())
   distributed.wait_for_all("parameters.txt")
   if not distributed.agree(path.exists()):
     raise UserError(f"not every process sees {workdir}: give a folder that all hosts share")

@@ -27,7 +27,7 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):
     self._path = workdir / "metrics.jsonl"
-    self._remote = _is_remote(workdir)
+    self._remote = is_remote(workdir)
     self._lines: list[str] = []  # all of them where the file is remote, else none after the start
     self._pending = False
     self._written = 0.0
@@ -61,9 +61,7 @@ class MetricWriter:
       if time.monotonic() > self._written + _REMOTE_SECONDS:
         self._write_all()
     else:
-      # One write of a whole line: a reader, or a kill, finds no half of one.
-      with open(self._path, "ab", buffering=0) as file:
-        file.write(f"{line}\n".encode())
+      append_line(self._path, line)
     if self._tensorboard:
       self._tensorboard.write_scalars(step, {k: float(v) for k, v in scalars.items()})
 
@@ -92,7 +90,14 @@ class MetricWriter:
       self._tensorboard.close()
 
 
-def _is_remote(path: epath.Path) -> bool:
+def append_line(path: epath.Path, line: str) -> None:
+  """Appends to a local file, in one write: a reader, or a kill, finds no half of a line."""
+  with open(path, "ab", buffering=0) as file:
+    file.write(f"{line}\n".encode())
+
+
+def is_remote(path: epath.Path) -> bool:
+  """Whether a path is in an object store, where files are written whole."""
   return "://" in os.fspath(path)
 
 

@@ -10,11 +10,15 @@ import numpy as np
 from etils import epath
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training import distributed
+from dmfnet_jax.training import distributed, metric_writer
 from dmfnet_jax.training.progress import say
 
 NONFINITE_FILE = "nonfinite.jsonl"
 POLICIES = ("stop", "skip")
+_ADVICE = (
+  "lower the learning rate (--config.may_change=optimizer.learning_rate, to resume), or set "
+  "optimizer.clip_norm in a new workdir"
+)
 # Names are looked up by decoding the example: not for thousands of them.
 _MAX_NAMES = 64
 
@@ -56,23 +60,23 @@ class FiniteGuard:
     if np.isfinite(loss) and np.isfinite(grad_norm):
       return True
     batch = distributed.gather_batch(records).tolist()
-    self._write(
-      {
-        "step": step,
-        "loss": str(loss),
-        "grad_norm": str(grad_norm),
-        "records": batch,
-        "names": [_name(self._source[record]) for record in batch[:_MAX_NAMES]],
-      }
-    )
+    if jax.process_index() == 0:
+      self._write(
+        {
+          "step": step,
+          "loss": str(loss),
+          "grad_norm": str(grad_norm),
+          "records": batch,
+          "names": [_name(self._source[record]) for record in batch[:_MAX_NAMES]],
+        }
+      )
     what = f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}, on the training "
     if self._skip:
       say(f"{what}records {batch}: skipped")
       return False
     raise NonFiniteError(
       f"{what}records {batch} (their names are in {self._path}); nothing of it was saved. Look at "
-      "these records, set config.on_nonfinite=skip, or lower config.optimizer.learning_rate or "
-      "set clip_norm (with config.may_change, to resume)"
+      f"these records, set config.on_nonfinite=skip, {_ADVICE}"
     )
 
   def check_validation(self, step: int, means: Mapping[str, float]) -> None:
@@ -83,15 +87,16 @@ class FiniteGuard:
     """
     if not np.isfinite(means["loss"]):
       raise NonFiniteError(
-        f"step {step}: the validation loss is {means['loss']}; nothing of it was saved. Lower "
-        "config.optimizer.learning_rate or set clip_norm (with config.may_change, to resume)"
+        f"step {step}: the validation loss is {means['loss']}; nothing of it was saved: {_ADVICE}"
       )
     say(f"step {step}: validation loss {means['loss']:.5f}")
 
   def _write(self, line: Mapping[str, Any]) -> None:
-    if jax.process_index() == 0:
+    if metric_writer.is_remote(self._path):
       lines = self._path.read_text() if self._path.exists() else ""
       self._path.write_text(f"{lines}{json.dumps(line)}\n")
+    else:
+      metric_writer.append_line(self._path, json.dumps(line))
 
 
 def _name(example: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dmfnet_jax.configs import stage1, stage2
 from dmfnet_jax.errors import UserError
 
 # The length, what is written when and where, and what changes no number beyond rounding.
@@ -25,8 +26,14 @@ _FREE = frozenset(
     "may_change",
   }
 )
-# The state's arrays follow from these: a state of other ones cannot be restored at all.
-_STRUCTURE = ("stage", "unet", "fusion_head", "features", "optimizer.name")
+# The state's arrays and the order of the data follow from these: a state of other ones cannot be
+# restored at all.
+_STRUCTURE = (
+  *("stage", "unet", "fusion_head", "features", "optimizer.name"),
+  *("dataset", "seed", "batch_size"),
+)
+# Above zero, each has its part of the state.
+_SWITCHES = ("optimizer.clip_norm", "ema_decay")
 
 
 def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
@@ -34,7 +41,8 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
   Args:
     ours: the run's config, as JSON has it. Its `may_change` names fields that may differ.
-    theirs: the checkpoint's. Fields that it lacks are newer than it, and are not compared.
+    theirs: the checkpoint's. Fields that it lacks are newer than it: they are not compared, but
+      for those on which the state's structure depends, which had the recipes' defaults.
 
   Raises:
     UserError: fields differ that must not; all are named, with both values.
@@ -45,7 +53,10 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
   unknown = sorted(allowed - _flatten(ours).keys())
   if unknown:
     raise UserError(f"config.may_change names {unknown[0]!r}, which is no field of the config")
+  defaults = _defaults(ours["stage"])
   ours, theirs = _flatten(ours), _flatten(theirs)
+  newer = {name: defaults.get(name) for name in ours if _in_structure(name) or name in _SWITCHES}
+  theirs = newer | theirs
   differing = [
     name
     for name in ours
@@ -66,9 +77,19 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 
 def _is_structure(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-  if name in ("optimizer.clip_norm", "ema_decay"):
-    return (ours[name] > 0) != (theirs[name] > 0)  # a part of the state is there or not
+  if name in _SWITCHES:
+    return (ours[name] > 0) != (theirs[name] > 0)
+  return _in_structure(name)
+
+
+def _in_structure(name: str) -> bool:
   return any(name == field or name.startswith(f"{field}.") for field in _STRUCTURE)
+
+
+def _defaults(stage: int) -> dict[str, Any]:
+  """The recipe of a stage, as JSON has it; Stage II's with the UNet of Stage I's."""
+  recipes = [stage1.get_config()] + [stage2.get_config()] * (stage == 2)
+  return {k: v for recipe in recipes for k, v in _flatten(json.loads(recipe.to_json())).items()}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ in any float dtype; the metadata holds "format" and "config" (JSON, the model's 
 config: `unet`, `fusion_head`, `features`).
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,9 @@ def save_weights(
     params: a pytree of arrays, such as {"unet": ..., "fusion_head": ...}.
     config: JSON-able model config.
     dtype: dtype to store (for example `jnp.bfloat16`); None keeps the arrays' own.
+
+  Raises:
+    UserError: the file cannot be written.
   """
   path = epath.Path(path)
   flat = {
@@ -62,8 +66,13 @@ def save_weights(
   }
   data = safetensors.save(flat, {"format": FORMAT, "config": json.dumps(config, sort_keys=True)})
   temporary = path.with_name(f".{path.name}.partial")
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise UserError(f"cannot write the model file {path}: {error.strerror or error}") from error
 
 
 def read_weights(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,8 +1,10 @@
 """Every file in launch/ parses, and the flags, fields, paths and extras that it names exist."""
 
 import ast
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,15 @@ def test_tpu_script_without_a_step_says_how(tmp_path):
   )
   assert done.returncode == 2
   assert "create|setup|train|delete" in done.stderr
+
+
+def test_tpu_script_takes_a_python_that_the_package_allows():
+  (lowest,) = re.findall(r'python_requires=">=3\.(\d+)"', (ROOT / "setup.py").read_text())
+  text = (LAUNCH / "tpu_vm.sh").read_text()
+  (minor,) = re.findall(r"^PYTHON=\$\{PYTHON:-python3\.(\d+)\}$", text, re.M)
+  assert int(minor) >= int(lowest)
+  assert "$PYTHON -m venv" in text
+  assert f"needs Python >= 3.{lowest}" in text
 
 
 def test_slurm_options_are_those_of_a_process_a_gpu():
@@ -171,3 +182,29 @@ def test_local_ends_as_its_processes_do():
   fails = "import os, sys; sys.exit(3 if os.environ['JAX_PROCESS_ID'] == '1' else 0)"
   assert run_local("--", sys.executable, "-c", fails).returncode == 3
   assert run_local("--").returncode == 2
+
+
+def test_local_passes_ctrl_c_on_once():
+  """A terminal tells all of its foreground processes; the children must not hear of it twice."""
+  program = """if True:
+    import signal, time
+    heard = []
+    signal.signal(signal.SIGINT, lambda *args: heard.append(1))
+    print("ready", flush=True)
+    while not heard:
+      time.sleep(0.01)
+    time.sleep(0.5)
+    print(f"heard {len(heard)}", flush=True)
+  """
+  process = subprocess.Popen(
+    [sys.executable, str(LAUNCH / "local.py"), "--", sys.executable, "-c", program],
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  for _ in range(2):
+    assert process.stdout.readline().endswith("ready\n")
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+  output, _ = process.communicate(timeout=60)
+  assert sorted(output.splitlines()) == ["[0] heard 1", "[1] heard 1"]
+  assert process.returncode == 0

@@ -1,6 +1,9 @@
 """`dmfnet preflight`: what it reads off a compiled step, and what it answers."""
 
+import functools
+
 import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -11,6 +14,7 @@ from dmfnet_jax.preflight import preflight
 from dmfnet_jax.preflight.chips import CHIPS, describe_devices, parse_topology
 from dmfnet_jax.preflight.step_cost import (
   StepCost,
+  _init_state,
   _used_and_limit,
   compile_step,
   count_collectives,
@@ -94,7 +98,7 @@ def test_stage2_takes_its_unet_from_a_recipe_or_a_run(no_compiler, monkeypatch, 
     return int(capsys.readouterr().out.partition("width ")[2].partition(",")[0])
 
   assert width("") == 128
-  assert width("configs/small_stage1.py") == 64
+  assert width("configs/small_stage1.py") == 32
   from dmfnet_jax import weights
 
   params, config = tiny.model()
@@ -143,8 +147,15 @@ def test_the_real_step_is_compiled(libtpu, monkeypatch):
   assert cost.compile_seconds > 0
 
 
+def test_stage2s_state_has_the_frozen_unet_besides():
+  params, _ = tiny.model()
+  state = jax.eval_shape(functools.partial(_init_state, tiny.stage2_config()))
+  for ours, theirs in ((state.params, "fusion_head"), (state.frozen_params, "unet")):
+    assert jax.tree.map(lambda x: x.shape, ours) == jax.tree.map(np.shape, params[theirs])
+
+
 @pytest.mark.slow
-def test_the_command_compiles_both_stages_for_a_pod(libtpu, capsys):
+def test_the_command_compiles_stage1_for_a_pod(libtpu, capsys):
   unet = ["--config.unet.width=8", "--config.unet.multipliers=(1,2)"]
   unet += ["--config.unet.num_res_blocks=1", "--config.unet.norm_groups=4"]
   words = ["preflight", "--config", "configs/stage1.py", "--topology", "v5e:16x16"]

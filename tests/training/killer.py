@@ -9,6 +9,7 @@ takes a moment. Prints how often a save was under way when the kill came.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -45,6 +46,9 @@ def main() -> None:
   workdir, rng = Path(job["workdir"]), random.Random(0)
   during_saves = 0
   for kill in range(num_kills):
+    # Else the rest of a save that an earlier kill has cut short would be taken for a new one.
+    for rest in (workdir / "checkpoints").glob("*tmp*"):
+      shutil.rmtree(rest)
     pid = attempt(job)
     begin, written = time.monotonic(), None
     wait = [rng.uniform(0, 2), 60.0, 60.0][kill % 3]
@@ -60,7 +64,7 @@ def main() -> None:
         if count >= written + 3:
           break
       time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.03))
+    time.sleep(rng.uniform(0, 0.01 if kill % 3 == 1 else 0.03))  # a save is soon done
     during_saves += saving(workdir)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

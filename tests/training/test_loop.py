@@ -14,7 +14,7 @@ import dmfnet_jax
 from dmfnet_jax import weights
 from dmfnet_jax.data import pipeline
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training import pictures, stages
+from dmfnet_jax.training import pictures, resumption, stages
 from dmfnet_jax.training.checkpoint import load_trained
 from dmfnet_jax.training.loop import train_and_evaluate
 from dmfnet_jax.training.progress import Report
@@ -275,8 +275,8 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"batch_size": 2}, r"config.batch_size = 4, this run has 2; use the same, or .*may_change"),
-    ({"seed": 1}, r"config.seed = 0, this run has 1; .*may_change=seed\)"),
+    ({"batch_size": 2}, r"config.batch_size = 4, this run has 2; .* start a new workdir$"),
+    ({"seed": 1}, r"config.seed = 0, this run has 1; .* start a new workdir$"),
     ({"unet__width": 4}, r"config.unet.width = 8, this run has 4; .* start a new workdir$"),
     ({"optimizer__name": "adam"}, 'config.optimizer.name = "adamw", this run has "adam"; .*r$'),
     ({"optimizer__clip_norm": 1.0}, r"config.optimizer.clip_norm = 0.0, this run has 1.0; .*r$"),
@@ -287,7 +287,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
       r"has 0.5; .*may_change=crop_size,optimizer.learning_rate\)",
     ),
     ({"may_change": ("unet.width",), "unet__width": 4}, "config.unet.width = 8, this run has 4"),
-    ({"may_change": ("batch_size",), "batch_size": 2}, "the checkpoint's data has batch_size = 4"),
+    ({"may_change": ("seed",), "seed": 1}, "config.seed = 0, this run has 1; .* a new workdir$"),
   ],
 )
 def test_resuming_another_run_is_refused(toy, toy_run, data_dir, change, message):
@@ -299,6 +299,24 @@ def test_what_may_change_is_checked(toy, toy_run, data_dir):
   config = tiny.config(1, data_dir, may_change=("learning_rate",))
   with pytest.raises(UserError, match=r"may_change names 'learning_rate', which is no field"):
     train_and_evaluate(config, toy_run)
+
+
+@pytest.mark.parametrize(
+  ("change", "refused"),
+  [({}, None), ({"fusion_head__output": "blend"}, "output"), ({"ema_decay": 0.5}, "ema_decay")],
+)
+def test_what_an_older_checkpoint_lacks_had_the_recipes_value(change, refused):
+  def as_saved(config):
+    return json.loads(config.to_json())
+
+  theirs = as_saved(tiny.stage2_config(ema_decay=0.0))
+  del theirs["fusion_head"]["output"], theirs["ema_decay"], theirs["loss"]["overlap"]
+  ours = as_saved(tiny.stage2_config(**{"ema_decay": 0.0, "loss__overlap": 0.5} | change))
+  if refused is None:
+    resumption.check_same(ours, theirs)
+  else:
+    with pytest.raises(UserError, match=rf"has config\.\S*{refused} = .* a new workdir$"):
+      resumption.check_same(ours, theirs)
 
 
 def test_resuming_for_longer_is_not(toy, toy_run, data_dir, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from dmfnet_jax.cli import main
-from dmfnet_jax.training import loop
+from dmfnet_jax.training import distributed, loop
 
 
 @pytest.fixture
@@ -136,3 +136,35 @@ def test_a_deeper_unet_wants_a_coarser_crop(dmfnet_train):
 )
 def test_processes_are_given_wholly_or_not_at_all(dmfnet_train, flags, message):
   assert message in dmfnet_train(STAGE1, *flags)
+
+
+def test_a_slice_that_does_not_answer_is_told(dmfnet_train, monkeypatch):
+  """JAX asks for the other hosts with `requests`, whose errors are `OSError`s."""
+
+  def initialize(*args, cluster_detection_method, **options):
+    asked.append(cluster_detection_method is None)
+    raise OSError("Max retries exceeded with url: /computeMetadata")
+
+  asked = []
+  monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  message = dmfnet_train(STAGE1)
+  assert "cannot join the other processes: Max retries exceeded" in message
+  assert "for this host alone: --coordinator localhost:8476 --num-processes 1" in message
+  dmfnet_train(
+    STAGE1, *("--coordinator=localhost:8476", "--num-processes=1", "--process-id=0")
+  )  # JAX must not ask again
+  assert asked == [True, False]
+
+
+@pytest.mark.parametrize(
+  ("tasks", "step_tasks", "expected"),
+  [("4", "4", True), ("4", "1", False), ("4", None, True), ("1", None, False)],
+)
+def test_a_step_of_one_task_is_alone(monkeypatch, tasks, step_tasks, expected):
+  """As a plain command in an allocation for several."""
+  monkeypatch.setattr(distributed, "has_tpu", lambda: False)
+  environment = {"SLURM_NTASKS": tasks, "SLURM_STEP_NODELIST": "node1"}
+  if step_tasks:
+    environment["SLURM_STEP_NUM_TASKS"] = step_tasks
+  assert distributed._in_cluster(environment) == expected

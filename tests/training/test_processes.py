@@ -1,5 +1,6 @@
 """Real processes, started by `launch/local.py`: the same model on any of them, and how they end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+
+from dmfnet_jax import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "tests" / "training" / "worker.py"
@@ -53,6 +57,17 @@ def validation_losses(workdir):
   return [line["validation/loss"] for line in lines if "validation/loss" in line]
 
 
+def children_of(process):
+  """Ids of the processes that this one has started, in the order of their start."""
+  children = []
+  for path in Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
+      # PID (NAME) STATE PARENT ...: a name may hold spaces and brackets.
+      if int(path.read_text().rpartition(")")[2].split()[1]) == process.pid:
+        children.append(int(path.parent.name))
+  return sorted(children)
+
+
 def test_any_topology_trains_the_same_model(data_dir, tmp_path):
   """Twenty steps with dropout; the validation's three pairs do not fill the devices."""
   changes = {"num_train_steps": 20, "eval_every_steps": 10, "checkpoint_every_steps": 0}
@@ -83,8 +98,7 @@ def test_sigterm_saves_on_all_and_another_topology_goes_on(data_dir, tmp_path):
   process = start(2, 2, **job, changes=changes)
   wait_for_line(workdir / "metrics.jsonl", process)
   begin = time.monotonic()
-  child = int(subprocess.check_output(["pgrep", "-P", str(process.pid)]).split()[1])
-  os.kill(child, signal.SIGTERM)
+  os.kill(children_of(process)[1], signal.SIGTERM)
   output = finish(process)
   assert time.monotonic() - begin < 30
   (checkpoint,) = (workdir / "checkpoints").iterdir()
@@ -106,17 +120,32 @@ def test_a_lost_process_ends_the_others_within_a_minute(data_dir, tmp_path):
   changes = {"num_train_steps": 1_000_000, "checkpoint_every_steps": 50, "eval_every_steps": 0}
   process = start(2, 1, data_dir=data_dir, workdir=workdir, toy=True, changes=changes)
   wait_for_line(workdir / "metrics.jsonl", process, '"step": 60')
-  children = [
-    int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(process.pid)]).split()
-  ]
   begin = time.monotonic()
-  os.kill(children[1], signal.SIGKILL)
+  os.kill(children_of(process)[1], signal.SIGKILL)
   output, _ = process.communicate(timeout=90)
   assert time.monotonic() - begin < 60  # local.py would kill it then: it ended by itself
   # That of the survivor (an error, or JAX's abort), or of the one that was killed.
   assert process.returncode in (1, 128 + signal.SIGABRT, 128 + signal.SIGKILL), output
   assert "[0] dmfnet: error: process 0 of 2 ends" in output or "another task died" in output
   assert any((workdir / "checkpoints").iterdir())
+
+
+def test_stage2_ends_with_a_model_file(data_dir, tmp_path):
+  """Both processes read the best checkpoint, and one writes; again where all is trained already."""
+  params, config = tiny.model()
+  weights.save_weights(tmp_path / "unet.safetensors", {"unet": params["unet"]}, config)
+  changes = {"num_train_steps": 2, "stage1": str(tmp_path / "unet.safetensors")}
+  workdir = tmp_path / "run"
+  job = {"stage": 2, "data_dir": data_dir, "workdir": workdir, "toy": True, "changes": changes}
+  for _ in range(2):
+    output = finish(start(2, 1, **job))
+    assert output.count("2 x 1 at step 2") == 2
+    model, _ = weights.read_weights(workdir / "model.safetensors")
+    assert model["fusion_head"].keys() == tiny.TOY_PARAMS.keys()
+    tiny.assert_same(
+      weights.read_weights(workdir / "stage1.safetensors")[0]["unet"], params["unet"]
+    )
+    (workdir / "model.safetensors").unlink()
 
 
 def test_a_users_mistake_is_told_by_all_and_ends_all(data_dir, tmp_path):

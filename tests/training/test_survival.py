@@ -21,6 +21,7 @@ from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.checkpoint import load_trained
 from dmfnet_jax.training.loop import train_and_evaluate
+from dmfnet_jax.training.metric_writer import MetricWriter
 
 TESTS = Path(__file__).resolve().parents[1]
 KILLS = 20
@@ -126,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
       file.unlink()
   state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir)
   error = capsys.readouterr().err
-  assert f"warning: the checkpoint {newest} is damaged" in error
+  assert f"warning: cannot read the checkpoint {newest} (" in error
   assert "resuming" in error
   assert "at step 2" in error
   tiny.assert_same(state, expected)
@@ -135,18 +136,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   assert len(list((workdir / "damaged_checkpoints").iterdir())) == 1
 
 
-def test_where_all_checkpoints_are_damaged_the_run_stops_once(
-  two_checkpoints, data_dir, tmp_path, capsys
-):
+def test_where_no_checkpoint_can_be_read_none_is_touched(two_checkpoints, data_dir, tmp_path):
+  """The cause may pass; then the run goes on, as it does where the user starts anew."""
   run, expected = two_checkpoints
-  workdir = tmp_path / "run"
+  workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
   shutil.copytree(run, workdir)
   for step in ("2", "4"):
-    shutil.rmtree(workdir / "checkpoints" / step / "state")
+    (workdir / "checkpoints" / step / "state").rename(tmp_path / step)
   config = tiny.config(1, data_dir, num_train_steps=6)
-  with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read"):
+  with pytest.raises(UserError, match=r"none of the checkpoints in .* move this folder away"):
     train_and_evaluate(config, workdir)
+  assert not (workdir / "damaged_checkpoints").exists()
+  shutil.copytree(workdir, elsewhere)
+  for step in ("2", "4"):
+    (tmp_path / step).rename(workdir / "checkpoints" / step / "state")
   tiny.assert_same(train_and_evaluate(config, workdir), expected)
+  shutil.rmtree(elsewhere / "checkpoints")
+  tiny.assert_same(train_and_evaluate(config, elsewhere), expected)
 
 
 def test_a_full_disk_stops_the_run_and_spares_the_checkpoint(data_dir, tmp_path):
@@ -183,6 +189,27 @@ def test_an_unwritable_workdir_is_named(data_dir, tmp_path, place):
   workdir = place.format(tmp=tmp_path)
   with pytest.raises(UserError, match=f"{workdir}: cannot make this folder"):
     train_and_evaluate(tiny.config(1, data_dir), workdir)
+
+
+def test_a_file_that_cannot_be_written_is_named(data_dir, tmp_path):
+  (tmp_path / "parameters.txt" / "in_the_way").mkdir(parents=True)
+  with pytest.raises(UserError, match=r"parameters\.txt: cannot write: "):
+    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+
+
+def test_an_error_of_the_disk_spares_the_checkpoint_under_way(data_dir, tmp_path, monkeypatch):
+  """Step 3's line of metrics has no room; step 2's checkpoint, perhaps still in flight, has."""
+
+  def fill_the_disk(self, step, scalars):
+    if step == 3:
+      raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(MetricWriter, "write_scalars", fill_the_disk)
+  with pytest.raises(
+    UserError, match=r"No space left .*; the checkpoints written before are intact"
+  ):
+    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
