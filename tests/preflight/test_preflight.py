@@ -94,7 +94,7 @@ def test_stage2_takes_its_unet_from_a_recipe_or_a_run(no_compiler, monkeypatch, 
     return int(capsys.readouterr().out.partition("width ")[2].partition(",")[0])
 
   assert width("") == 128
-  assert width("configs/small_stage1.py") == 64
+  assert width("configs/small_stage1.py") == 32
   from dmfnet_jax import weights
 
   params, config = tiny.model()
