@@ -14,7 +14,7 @@ $(VENV)/.installed: setup.py
 	$(BIN)/pip install --quiet -e ".[test]"
 	touch $@
 
-# Fuses a few pairs with the released model, or trains a tiny one first; look at demo/demo.png.
+# Fuses a few simulated pairs with the released model; look at demo/demo.png.
 demo: install
 	$(BIN)/dmfnet demo --out demo
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # On an accelerator: eight pictures of 256 x 256, which the model's noise draws make 48. On a CPU a
-# batch gains nothing (small model, two cores, 256 x 256: 2.9 s a pair alone, 4.5 s in eights).
+# batch gains nothing (width 64, two cores, 256 x 256: 2.9 s a pair alone, 4.5 s in eights).
 _PIXELS_PER_BATCH = 8 * 256 * 256
 _MAX_PAIRS = 64
 

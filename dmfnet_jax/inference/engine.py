@@ -91,6 +91,7 @@ class Engine:
     self._config_json = json.dumps(config)
     self._devices = tuple(jax.local_devices())
     self._params = {1: jax.device_put(params, self._devices[0])}  # by the number of devices
+    self._passes: dict[tuple[tuple[int, int], int], int] = {}  # as first chosen
 
   def fuse_noisy(self, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
     """Fuses [T, B, H, W, 1] noised sources at [T] noise levels into [B, H, W, 1] float32.
@@ -106,7 +107,7 @@ class Engine:
   def fuse(
     self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None = None
   ) -> np.ndarray:
-    """Fuses [B, H, W] images with noise from keys [B]; returns [B, H, W] float32 in (-1, 1).
+    """Fuses [B, H, W] images with noise from keys [B]; returns [B, H, W] float32 in [-1, 1].
 
     Args:
       a: the MRIs.
@@ -154,11 +155,18 @@ class Engine:
 
   def _key(self, padded: tuple[int, int], pairs: int) -> tuple[str, str, int]:
     """What distinguishes programs besides the shapes of their arguments."""
-    passes = self.passes_per_step or choose_passes(self.config, padded, pairs, self.compute_dtype)
+    passes = self.passes_per_step or self._passes.get((padded, pairs))
+    if passes is None:
+      # Once: the free memory changes from call to call, and another choice is another program.
+      passes = choose_passes(self.config, padded, pairs, self.compute_dtype)
+      self._passes[padded, pairs] = passes
     return self._config_json, self.compute_dtype, passes
 
   def _params_on(self, devices: int) -> Any:
-    """The parameters on so many devices, copied there when they are first needed."""
+    """The parameters on so many devices, copied there when they are first needed.
+
+    The first device holds them once: JAX shares what is there already.
+    """
     if devices not in self._params:
       replicated = NamedSharding(_mesh(self._devices[:devices]), P())
       self._params[devices] = jax.device_put(self._params[1], replicated)

@@ -27,7 +27,7 @@ def export_model(
 
   In any process that has JAX,
 
-      program = jax.export.deserialize(open(out, "rb").read())
+      program = jax.export.deserialize(bytearray(open(out, "rb").read()))
       fused = program.call(a, b, seed, codes)
 
   fuses a and b, float32 [N, height, width] in [-1, 1] (the MRIs and the other modality's lumas), to

@@ -115,7 +115,7 @@ def fuse_noisy(
       a source, instead of T.
 
   Returns:
-    The fused image [B, H, W, 1], float32 in (-1, 1).
+    The fused image [B, H, W, 1], float32 in [-1, 1].
 
   Raises:
     ValueError: `passes_per_step` does not divide 2 T, or shapes do not fit the model.

@@ -17,7 +17,7 @@ import numpy as np
 from dmfnet_jax.data import images, scaling
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.batches import is_out_of_memory, pairs_at_once
-from dmfnet_jax.inference.jobs import check_same_job, process_share, unfinished
+from dmfnet_jax.inference.jobs import check_same_job, forget_job, process_share, unfinished
 from dmfnet_jax.inference.options import FuseOptions, fingerprint
 from dmfnet_jax.inference.pairs import Pair, match_pairs
 from dmfnet_jax.inference.picture_io import LoadedPair, load_pair, write_pair
@@ -141,8 +141,10 @@ def fuse_files(
   total, there = len(pairs), 0
   if resume:
     check_same_job(folder, options, fingerprint(model))
-    pairs = unfinished(pairs)
+    pairs = unfinished(pairs, folder)
     there = total - len(pairs)
+  elif folder == images.as_path(out):
+    forget_job(folder)
   failed = 0
   pictures = [pair for pair in pairs if not pair.is_volume]
   volumes = [pair for pair in pairs if pair.is_volume]

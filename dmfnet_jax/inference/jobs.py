@@ -54,12 +54,15 @@ def process_share(shard: str | None) -> tuple[int, int]:
   return 0, 1
 
 
-def unfinished(pairs: Sequence[Pair]) -> list[Pair]:
+def unfinished(pairs: Sequence[Pair], folder: Any) -> list[Pair]:
   """The pairs whose result is not there yet, told by one listing of the output folder.
 
   A DICOM series, which is many files, counts as unfinished.
+
+  Args:
+    pairs: any number of them, none too.
+    folder: where their results go.
   """
-  folder = pairs[0].out.parent
   if not folder.is_dir():
     return list(pairs)
   there = {path.name for path in images.list_files(folder)}
@@ -94,8 +97,21 @@ def check_same_job(folder: Any, options: FuseOptions, model_sha256: str | None) 
   images.write_bytes(path, (json.dumps(wanted) + "\n").encode())
 
 
+def forget_job(folder: Any) -> None:
+  """Deletes the record of a folder whose results are about to be replaced.
+
+  Raises:
+    UserError: it cannot be deleted.
+  """
+  path = folder / _RECORD
+  try:
+    path.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f"{path}: cannot delete: {error.strerror or error}") from error
+
+
 def _what_results_depend_on(options: FuseOptions, model_sha256: str | None) -> dict[str, Any]:
-  """The options that change the fused pictures, as JSON gives them back."""
+  """The options that change what is written, as JSON gives them back."""
   named = {
     "model": model_sha256,
     "seed": options.seed,
@@ -106,6 +122,8 @@ def _what_results_depend_on(options: FuseOptions, model_sha256: str | None) -> d
     "axis": options.axis,
     "resample": options.resample,
     "rgb": options.rgb,
+    "png": options.png,
+    "montage": None if options.montage is None else str(options.montage),
     "precision": options.precision,
   }
   return json.loads(json.dumps(named))

@@ -209,6 +209,7 @@ def _fuse_slices(
   model: Any, a: np.ndarray, b: np.ndarray, prefix: str, options: FuseOptions
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Fuses grey slices uint8 [N, H, W]: the same, and float32 deviations where there are samples."""
+  import jax
   from tqdm import tqdm
 
   todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
@@ -225,7 +226,8 @@ def _fuse_slices(
       # it computes. It is compiled for each batch size: a remainder is filled up with repeats.
       chosen = todo[done : done + (size if size == 1 else _BATCHES_PER_CALL * size)]
       filled = chosen + [chosen[-1]] * (-len(chosen) % size)
-      asked: dict[str, Any] = {"seed": options.seed, "batch_size": size}
+      on_each = -(-size // jax.local_device_count())
+      asked: dict[str, Any] = {"seed": options.seed, "batch_size": on_each}
       asked["names"] = [f"{prefix}/{i}" for i in filled]
       try:
         if std is None:

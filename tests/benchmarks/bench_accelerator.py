@@ -7,6 +7,7 @@ of torch.compile (both as the published program computes, with bfloat16 autocast
 training images per second of Stage I, and each one's share of the device's measured bfloat16 matrix
 peak. One process, taking turns, medians; data stay on the device. PyTorch needs its CUDA build.
 Where there is no accelerator it says so and ends; --anyway runs it on the CPU, to test it.
+PyTorch's reflected borders need pictures of 64 x 64 at least.
 """
 
 import argparse

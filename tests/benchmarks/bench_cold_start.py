@@ -3,8 +3,7 @@
   python tests/benchmarks/bench_cold_start.py [--model MODEL] [--size 256]
 
 Wall time and, since others may use the machine, CPU time. Every run is a process of its own; the
-compilation cache is a new folder. Without a model, one of `small`'s width with random weights is
-written first: loading and computing take as long.
+compilation cache is a new folder.
 """
 
 import argparse
@@ -20,31 +19,24 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
-from dmfnet_jax import weights  # noqa: E402
 from dmfnet_jax.data import images  # noqa: E402
 
 
 def main() -> None:
   """Prints a line for each run."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", help="by default the released `small`, or random weights")
-  parser.add_argument("--width", type=int, default=64, help="of the random model (%(default)s)")
+  parser.add_argument("--model", default="small")
   parser.add_argument("--size", type=int, default=256)
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    model = args.model or ("small" if "small" in weights.released_names() else None)
-    if model is None:
-      model = folder / "random.safetensors"
-      config = measuring.model_config(args.width)
-      weights.save_weights(model, measuring.drawn_params(config), config)
     for seed, file in enumerate(("a.png", "b.png")):
       picture = measuring.pictures(1, args.size, seed)[0]
       images.write_image(folder / file, np.rint((picture + 1) * 127.5).astype(np.uint8))
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
     fuse = ["fuse", str(folder / "a.png"), str(folder / "b.png"), "-o", str(folder / "fused.png")]
-    fuse += ["--model", str(model)]
-    print(f"one pair of {args.size} x {args.size}, model {Path(model).name}")
+    fuse += ["--model", args.model]
+    print(f"one pair of {args.size} x {args.size}, model {Path(args.model).name}")
     print(measuring.machine(), flush=True)
     for label, arguments in (
       ("--help", ["--help"]),

@@ -1,6 +1,6 @@
 """Time and memory of fusing, by the size of the pictures and by the batch.
 
-  python tests/benchmarks/bench_growth.py [--width 64] [--repeats 3] [--plot growth.png]
+  python tests/benchmarks/bench_growth.py [--width 32] [--repeats 3] [--plot growth.png]
 
 Random weights at `small`'s width by default. Medians; compiling is not counted. The memory is what
 XLA plans for the activations. Seconds a megapixel would be constant but for the attention, whose
@@ -26,7 +26,7 @@ BATCHES = (1, 2, 4, 8)
 def main() -> None:
   """Prints both tables and draws them."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--width", type=int, default=64, help="of the finest level (%(default)s)")
+  parser.add_argument("--width", type=int, default=32, help="of the finest level (%(default)s)")
   parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
   parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
   parser.add_argument("--batch-size", type=int, default=256, help="the side for the batches")

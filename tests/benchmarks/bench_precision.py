@@ -1,10 +1,12 @@
 """What bfloat16 changes: the metric table of real pairs, and the pictures themselves.
 
-  python tests/benchmarks/bench_precision.py --model MODEL --a DIR --b DIR [--pairs 12]
+  python tests/benchmarks/bench_precision.py --a DIR --b DIR [--pairs 12]
+  python tests/benchmarks/bench_precision.py --data-dir data [--split validation] [--pairs 12]
 
 Fuses the pairs in both precisions with the same noise. Prints the means of the twelve metrics,
-their change, what another seed changes for comparison, and how far apart the pictures are. Without
---model the released `small`; without folders the simulated pairs that `dmfnet demo` shows.
+their change, what another seed changes for comparison, and how far apart the pictures are. The
+pairs are those of two folders, or of a prepared split, of all modalities; or else the simulated
+ones that `dmfnet demo` shows. Without --model the released `small` fuses.
 """
 
 import argparse
@@ -17,18 +19,23 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import measuring  # noqa: E402
+import quality  # noqa: E402
 
-from dmfnet_jax import weights  # noqa: E402
 from dmfnet_jax.data import color, images  # noqa: E402
 from dmfnet_jax.inference.evaluate import format_table  # noqa: E402
 from dmfnet_jax.inference.model import load_model  # noqa: E402
 from dmfnet_jax.metrics import METRIC_NAMES, compute_metrics  # noqa: E402
 
 
-def read_pairs(a_dir: str | None, b_dir: str | None, count: int) -> list[tuple]:
-  """(A, B, name) of the pairs, grey: those of two folders, or simulated ones."""
-  if a_dir and b_dir:
-    found = [images.list_images(folder) for folder in (a_dir, b_dir)]
+def read_pairs(args: argparse.Namespace) -> list[tuple]:
+  """(A, B, name) of the pairs, grey: those of two folders or of a split, or simulated ones."""
+  count = args.pairs
+  if args.data_dir:
+    split = quality.read_pairs(args.data_dir, args.split)
+    every = [(a, b, quality.stem(name)) for chosen in split.values() for name, a, b in chosen]
+    return [every[i * len(every) // count] for i in range(count)] if count < len(every) else every
+  if args.a and args.b:
+    found = [images.list_images(folder) for folder in (args.a, args.b)]
     stems = sorted(found[0].keys() & found[1].keys())[:count]
     return [(*(color.to_grey(images.read_image(f[stem])) for f in found), stem) for stem in stems]
   from dmfnet_jax.data.builders import mni_template
@@ -43,12 +50,11 @@ def main() -> None:
   parser.add_argument("--model", default="small")
   parser.add_argument("--a", metavar="DIR")
   parser.add_argument("--b", metavar="DIR")
+  parser.add_argument("--data-dir", metavar="DIR", help="of a prepared dataset")
+  parser.add_argument("--split", default="validation")
   parser.add_argument("--pairs", type=int, default=12, help="at most (%(default)s)")
   args = parser.parse_args()
-  if args.model == "small" and "small" not in weights.released_names():
-    print("precision: no released model: name one of yours with --model")
-    return
-  pairs = read_pairs(args.a, args.b, args.pairs)
+  pairs = read_pairs(args)
   runs = {"float32": ("float32", 0), "bfloat16": ("bfloat16", 0), "another seed": ("float32", 1)}
   models = {name: load_model(args.model, compute_dtype=name) for name in ("float32", "bfloat16")}
   fused = {

@@ -5,8 +5,9 @@
 
 A row a modality for the model and one for the trivial fusion max(A, B). `--published FILE` adds the
 rows of other pictures of the same pairs, from a JSON file {"ct/16005": {metric: value}, ...}, and
-names the metrics in which the model is worse. With `--seeds N` the standard deviation of each mean
-over N seeds follows. Pictures are measured as they are written: grey, rounded to 0..255.
+names the metrics in which the model is worse; pairs that the file lacks are left out of every row.
+With `--seeds N` the standard deviation of each mean over N seeds follows. Pictures are measured as
+they are written: grey, rounded to 0..255.
 """
 
 import argparse
@@ -46,6 +47,11 @@ def read_pairs(data_dir: str, split: str, dataset: str = "harvard_mmif") -> Pair
   return dict(sorted(pairs.items()))
 
 
+def stem(name: str) -> str:
+  """The stem of a pair's files, from which `dmfnet fuse` draws its noise."""
+  return name.partition("_")[2]
+
+
 def fuse_pairs(model: DMFNet, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarray]:
   """Fused pictures uint8 [B, H, W] by modality, with the noise that `dmfnet fuse` would draw."""
   return {
@@ -53,7 +59,7 @@ def fuse_pairs(model: DMFNet, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarr
       np.stack([a for _, a, _ in chosen]),
       np.stack([b for _, _, b in chosen]),
       seed=seed,
-      names=[name.partition("_")[2] for name, _, _ in chosen],
+      names=[stem(name) for name, _, _ in chosen],
     )
     for modality, chosen in pairs.items()
   }
@@ -97,14 +103,27 @@ def worse(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[str]:
   ]
 
 
-def read_published(path: str, pairs: Pairs) -> Rows:
-  """Means by modality of another program's values."""
+def read_published(path: str, pairs: Pairs) -> tuple[Rows, Pairs]:
+  """Means by modality of another program's values, and the pairs that it has values of."""
   values: dict[str, dict[str, Any]] = json.loads(Path(path).read_text())
   rows: Rows = {}
+  common: Pairs = {}
   for modality, chosen in pairs.items():
-    found = [values[name.replace("_", "/")] for name, _, _ in chosen]
-    rows[modality] = {k: float(np.mean([row[k] for row in found])) for k in found[0]}
-  return rows
+    of_both = [pair for pair in chosen if _key(pair) in values]
+    if of_both:
+      found = [values[_key(pair)] for pair in of_both]
+      rows[modality] = {k: float(np.mean([row[k] for row in found])) for k in found[0]}
+      common[modality] = of_both
+  return rows, common
+
+
+def _key(pair: tuple[str, np.ndarray, np.ndarray]) -> str:
+  """A pair's name in the file of another program's values."""
+  return pair[0].replace("_", "/", 1)
+
+
+def _count(pairs: Pairs) -> int:
+  return sum(map(len, pairs.values()))
 
 
 def main() -> None:
@@ -117,6 +136,14 @@ def main() -> None:
   args = parser.parse_args()
   enable_compilation_cache()
   pairs = read_pairs(args.data_dir, args.split)
+  others: dict[str, Rows] = {}
+  if args.published:
+    total = _count(pairs)
+    others["published"], pairs = read_published(args.published, pairs)
+    if not pairs:
+      sys.exit(f"{args.published}: has values of no pair of the {args.split} split")
+    if total > _count(pairs):
+      print(f"{total - _count(pairs)} of {total} pairs left out: not in {args.published}")
   model = load_model(args.model)
   columns = [*metrics.METRIC_NAMES, *EXTRA]
 
@@ -125,9 +152,7 @@ def main() -> None:
     modality: np.stack([np.maximum(a, b) for _, a, b in chosen])
     for modality, chosen in pairs.items()
   }
-  others = {"max": measure(pairs, largest)}
-  if args.published:
-    others["published"] = read_published(args.published, pairs)
+  others = {"max": measure(pairs, largest)} | others
   table = {}
   for modality, row in draws[0].items():
     table[f"{modality}, model"] = row

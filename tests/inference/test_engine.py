@@ -118,6 +118,15 @@ def test_passes_follow_the_memory_at_hand(monkeypatch):
   assert batches.choose_passes(*choice) == 6
 
 
+def test_the_choice_of_passes_is_kept(monkeypatch):
+  """Less free memory later is no reason to compile another program for the same pictures."""
+  chosen = iter([6, 2])
+  monkeypatch.setattr(engine, "choose_passes", lambda *args: next(chosen))
+  fusing = Engine(*tiny.model())
+  keys = [fusing._key((16, 16), 4), fusing._key((16, 16), 4), fusing._key((16, 16), 2)]
+  assert [passes for _, _, passes in keys] == [6, 6, 2]
+
+
 DEVICES = """
   import sys
   import jax
@@ -136,6 +145,9 @@ DEVICES = """
     "by_two": model.fuse(given["a"], given["b"], names=names, batch_size=2),
     "alone": model.fuse(given["a"][0], given["b"][0], names=names[:1]),
   }
+  first, divided = (jax.tree.leaves(model._engine._params_on(n))[0] for n in (1, 4))
+  shared = divided.addressable_shards[0].data
+  assert first.unsafe_buffer_pointer() == shared.unsafe_buffer_pointer()  # not held twice
   np.savez(sys.argv[2], **fused)
 """
 

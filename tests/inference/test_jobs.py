@@ -9,6 +9,7 @@ import pytest
 from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import files, jobs
+from dmfnet_jax.inference.options import FuseOptions
 
 STEMS = [f"{i:02d}" for i in range(11)]
 
@@ -54,8 +55,10 @@ def test_processes_share_the_pairs(folders, tmp_path, model, monkeypatch, capsys
   assert "3 of 3 pairs fused" in err
 
 
-def test_more_processes_than_pairs(folders, tmp_path, model):
-  assert files.fuse_files("fake", *folders, tmp_path / "out", shard="40/50") == 0
+@pytest.mark.parametrize("resume", [False, True])
+def test_more_processes_than_pairs(folders, tmp_path, model, resume):
+  asked = {"shard": "40/50", "resume": resume}
+  assert files.fuse_files("fake", *folders, tmp_path / "out", **asked) == 0
   assert model.calls == []
 
 
@@ -124,6 +127,34 @@ def test_results_of_other_options_are_not_kept(folders, tmp_path, model):
       files.fuse_files("fake", *folders, out, resume=True, **asked)
   assert contents(out) == before
   assert files.fuse_files("fake", *folders, out, resume=True, samples=2, window_a="0,200") == 0
+
+
+def test_results_replaced_without_resume_are_not_taken_for_the_first(
+  folders, tmp_path, model, capsys
+):
+  """What replaced them was made in another way, so that the record of the first is gone."""
+  out = tmp_path / "out"
+  files.fuse_files("fake", *folders, out, seed=1, resume=True)
+  files.fuse_files("fake", *folders, out, seed=2)
+  assert not (out / ".dmfnet_fuse.json").exists()
+  assert "is not known" not in capsys.readouterr().err
+  files.fuse_files("fake", *folders, out, seed=1, resume=True)
+  assert "how the results there were made is not known" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_deleted_is_told(tmp_path):
+  (tmp_path / ".dmfnet_fuse.json").mkdir()
+  with pytest.raises(UserError, match=r"\.dmfnet_fuse\.json: cannot delete: "):
+    jobs.forget_job(tmp_path)
+
+
+def test_what_stands_beside_the_results_counts(tmp_path):
+  """Results without the slices or the montage that are asked for now are not finished."""
+  jobs.check_same_job(tmp_path, FuseOptions(montage=tmp_path / "m"), None)
+  jobs.check_same_job(tmp_path, FuseOptions(montage=str(tmp_path / "m")), None)
+  for options, names in (({"png": True, "montage": tmp_path / "m"}, "png"), ({}, "montage")):
+    with pytest.raises(UserError, match=f"holds results of another {names}: "):
+      jobs.check_same_job(tmp_path, FuseOptions(**options), None)
 
 
 def test_another_model_is_told(folders, tmp_path, model):

@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 
+import jax
 import nibabel
 import numpy as np
 import pytest
@@ -151,6 +152,14 @@ def test_batches_change_nothing(files, tmp_path, model, batch_size):
   # One batch size: what remains is filled up, not compiled for.
   assert len({call["batch_size"] for call in model.calls}) == 1
   assert all(call["shape"][0] % call["batch_size"] == 0 for call in model.calls)
+
+
+def test_the_batch_size_is_that_of_a_device(files, tmp_path, model, monkeypatch):
+  """Four devices get four batches at a time, each of which is no larger than was asked for."""
+  monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+  assert _fuse(*files, "-o", tmp_path / "f.nii", "--batch-size", 2) == 0
+  assert {call["batch_size"] for call in model.calls} == {2}
+  assert all(call["shape"][0] % 8 == 0 for call in model.calls)
 
 
 def test_a_full_memory_halves_the_batch(files, tmp_path, model, capsys):
