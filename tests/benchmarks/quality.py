@@ -7,14 +7,14 @@ A row a modality for the model and one for the trivial fusion max(A, B). `--publ
 rows of other pictures of the same pairs, from a JSON file {"ct/16005": {metric: value}, ...}, and
 names the metrics in which the model is worse; pairs that the file lacks are left out of every row.
 With `--seeds N` the standard deviation of each mean over N seeds follows. Pictures are measured as
-they are written: grey, rounded to 0..255.
+`dmfnet evaluate` measures files: fused in colour, rounded to 0..255, then turned to grey.
 """
 
 import argparse
 import collections
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,11 @@ Pairs = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
 
 
 def read_pairs(data_dir: str, split: str, dataset: str = "harvard_mmif") -> Pairs:
-  """Grey pairs by modality: (name, A, B), uint8 [H, W] each."""
+  """Pairs by modality: (name, A [H, W], B [H, W, 3]), uint8."""
   pairs: Pairs = collections.defaultdict(list)
   for example in builders.open_source(dataset, data_dir, split):
     modality = example["modality"].decode()
-    pair = example["name"].decode(), example["a"][..., 0], color.to_grey(example["b"])
-    pairs[modality].append(pair)
+    pairs[modality].append((example["name"].decode(), example["a"][..., 0], example["b"]))
   return dict(sorted(pairs.items()))
 
 
@@ -54,7 +53,7 @@ def stem(name: str) -> str:
 
 def fuse_pairs(model: DMFNet, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarray]:
   """Fused pictures uint8 [B, H, W] by modality, with the noise that `dmfnet fuse` would draw."""
-  return {
+  coloured = {
     modality: model.fuse(
       np.stack([a for _, a, _ in chosen]),
       np.stack([b for _, _, b in chosen]),
@@ -63,6 +62,12 @@ def fuse_pairs(model: DMFNet, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarr
     )
     for modality, chosen in pairs.items()
   }
+  return {modality: to_grey(pictures) for modality, pictures in coloured.items()}
+
+
+def to_grey(pictures: Iterable[np.ndarray]) -> np.ndarray:
+  """Pictures of one size as one array of grey ones, uint8 [B, H, W]."""
+  return np.stack([color.to_grey(picture) for picture in pictures])
 
 
 def measure(pairs: Pairs, fused: Mapping[str, np.ndarray]) -> Rows:
@@ -71,7 +76,7 @@ def measure(pairs: Pairs, fused: Mapping[str, np.ndarray]) -> Rows:
   rows: Rows = {}
   fusion_loss = jax.jit(losses.fusion_loss)
   for modality, chosen in pairs.items():
-    a, b = (np.stack([pair[i] for pair in chosen]) for i in (1, 2))
+    a, b = (to_grey(pair[i] for pair in chosen) for i in (1, 2))
     f = fused[modality]
     values = {k: np.asarray(v) for k, v in metrics.compute_metrics(a, b, f).items()}
     values["loss"] = np.asarray(fusion_loss(*(to_float(x)[..., None] for x in (f, a, b)))[0])
@@ -149,7 +154,7 @@ def main() -> None:
 
   draws = [measure(pairs, fuse_pairs(model, pairs, seed)) for seed in range(args.seeds)]
   largest = {
-    modality: np.stack([np.maximum(a, b) for _, a, b in chosen])
+    modality: np.stack([np.maximum(a, color.to_grey(b)) for _, a, b in chosen])
     for modality, chosen in pairs.items()
   }
   others = {"max": measure(pairs, largest)} | others
