@@ -48,7 +48,7 @@ def run_script(name, job, *arguments, **options):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(data_dir, tmp_path):
-  changes = {"num_train_steps": 200, "checkpoint_every_steps": 4, "eval_every_steps": 0}
+  changes = {"num_train_steps": 1000, "checkpoint_every_steps": 4, "eval_every_steps": 0}
   job = {"data_dir": data_dir, "toy": True, "changes": changes | {"sample_every_steps": 0}}
   for name, kills in (("straight", 0), ("killed", KILLS)):
     done = run_script(
@@ -57,7 +57,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(data_dir, tmp_pat
     output, _ = done.communicate(timeout=500)
     assert done.returncode == 0, output
   assert int(re.search(r"(\d+) of 20 kills during a save", output)[1]) >= 5
-  assert "at step 200" in output
+  assert "at step 1000" in output
   with np.load(tmp_path / "killed.npz") as ours, np.load(tmp_path / "straight.npz") as theirs:
     tiny.assert_same(dict(ours), dict(theirs))
   ours, theirs = (without_times(read_metrics(tmp_path / n)) for n in ("killed", "straight"))
