@@ -92,8 +92,7 @@ def main() -> None:
 def _convolutions(size: int, width: int) -> dict:
   """One convolution of the finest level in XLA, and in PyTorch in both layouts."""
   x = measuring.pictures(width, size).transpose(1, 2, 0)[None]
-  kernel = measuring.pictures(3, 3 * width * width).reshape(-1)[: 9 * width * width]
-  kernel = kernel.reshape(3, 3, width, width) / width
+  kernel = measuring.pictures(9, width).reshape(3, 3, width, width) / width
   convolve = jax.jit(
     lambda x, kernel: jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
