@@ -32,7 +32,11 @@ def read_pairs(args: argparse.Namespace) -> list[tuple]:
   count = args.pairs
   if args.data_dir:
     split = quality.read_pairs(args.data_dir, args.split)
-    every = [(a, b, quality.stem(name)) for chosen in split.values() for name, a, b in chosen]
+    every = [
+      (a, color.to_grey(b), quality.stem(name))
+      for chosen in split.values()
+      for name, a, b in chosen
+    ]
     return [every[i * len(every) // count] for i in range(count)] if count < len(every) else every
   if args.a and args.b:
     found = [images.list_images(folder) for folder in (args.a, args.b)]
