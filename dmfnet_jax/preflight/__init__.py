@@ -80,11 +80,7 @@ def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     from dmfnet_jax.training.config import parse_config
 
     unet = parse_config(["--config", config.stage1 or "configs/stage1.py"]).unet.to_dict()
-  config = ml_collections.ConfigDict(config)
-  with config.unlocked():
-    config.unet = ml_collections.ConfigDict(unet)
-  stages.check_crop(config)
-  return config.lock()
+  return stages.with_unet(config, unet)
 
 
 def _find_batch(compile_with, first: int) -> tuple[int, StepCost]:

@@ -1,6 +1,6 @@
 """What each stage trains: its networks, parameters and loss, built from a config."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,11 +121,22 @@ def load_stage1(
       raise UserError(f"config.stage1={config.stage1} has no UNet: name a model of Stage I")
     if jax.process_index() == 0:
       weights.save_weights(copy, {"unet": params["unet"]}, {"unet": stage1_config["unet"]})
-  config = ml_collections.ConfigDict(config)  # unlocked copy
+  return with_unet(config, stage1_config["unet"]), params["unet"]
+
+
+def with_unet(
+  config: ml_collections.ConfigDict, unet: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Returns a Stage II config with the section of Stage I's UNet added, locked.
+
+  Raises:
+    UserError: the config's crop does not fit that UNet.
+  """
+  config = ml_collections.ConfigDict(config)  # a copy, not locked
   with config.unlocked():
-    config.unet = ml_collections.ConfigDict(stage1_config["unet"])
+    config.unet = ml_collections.ConfigDict(unet)
   check_crop(config)
-  return config.lock(), params["unet"]
+  return config.lock()
 
 
 def make_networks(
