@@ -65,11 +65,15 @@ def stage2_config(unet: dict[str, Any] | None = None, **changes: Any) -> ml_coll
 
 
 def draw_params(config: ml_collections.ConfigDict, seed: int = 0) -> Any:
-  """Random parameters of what a config's stage trains: no initialiser is compiled.
+  """Random parameters of what a config's stage trains: no initialiser is compiled."""
+  return draw_like(jax.eval_shape(functools.partial(stages.init_params, config)), seed)
+
+
+def draw_like(shapes: Any, seed: int = 0) -> Any:
+  """Random parameters of the shapes of a tree.
 
   Biases and norms are not at their initial zeros and ones, where mistakes could hide.
   """
-  shapes = jax.eval_shape(functools.partial(stages.init_params, config))
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

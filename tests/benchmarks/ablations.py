@@ -55,8 +55,7 @@ def main() -> None:
     runs[path.stem.removesuffix("_stage2").replace("_", " ")] = (path, args.stage1)
   runs["untrained UNet"] = (CONFIGS / "small_stage2.py", str(untrained))
 
-  pairs = quality.read_pairs(args.data_dir, "validation")
-  pairs = {modality: chosen[:: args.every] for modality, chosen in pairs.items()}
+  pairs = quality.read_pairs(args.data_dir, "validation", every=args.every)
   table = {}
   for name, (config_file, stage1) in runs.items():
     print(f"{name}:", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ PyTorch's reflected borders need pictures of 64 x 64 at least.
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -31,8 +30,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import measuring  # noqa: E402
 
 from dmfnet_jax.inference.engine import Engine  # noqa: E402
-
-LEVELS = np.array([0.999, 0.998, 0.996], np.float32)
 
 
 def main() -> None:
@@ -86,14 +83,10 @@ def _fusing(args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], flo
   shape = (3, args.pairs, args.size, args.size, 1)
   noisy = [measuring.pictures(3 * args.pairs, args.size, seed).reshape(shape) for seed in range(2)]
   runs: dict[str, Callable[[], Any]] = {}
-  if importlib.util.find_spec("torch") is not None:
-    networks = measuring.torch_networks(args.width)
-    params, config = measuring.as_jax(*networks)
+  networks, params, config = measuring.paper_model(args.width)
+  if networks is not None:
     runs |= _pytorch(networks, noisy)
-  else:
-    config = measuring.model_config(args.width)
-    params = measuring.drawn_params(config)
-  inputs = [*(jnp.asarray(x) for x in noisy), jnp.asarray(LEVELS)]
+  inputs = [*(jnp.asarray(x) for x in noisy), jnp.asarray(measuring.LEVELS)]
   flops = 0.0
   for passes in (1, 2, 3, 6):
     engine = Engine(params, config, compute_dtype="bfloat16", passes_per_step=passes)
@@ -117,7 +110,7 @@ def _pytorch(networks: tuple, noisy: list[np.ndarray]) -> dict[str, Callable[[],
   torch.set_default_device(device)
   unet, head = (x.to(device, memory_format=torch.channels_last) for x in networks)
   inputs = [torch.from_numpy(x[..., 0][:, :, None]).to(device) for x in noisy]
-  levels = torch.from_numpy(LEVELS).to(device)
+  levels = torch.from_numpy(measuring.LEVELS).to(device)
 
   def fuse(unet: Any, head: Any) -> None:
     with torch.autocast(device, torch.bfloat16):

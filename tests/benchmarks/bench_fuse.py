@@ -24,8 +24,6 @@ import measuring  # noqa: E402
 
 from dmfnet_jax.inference.engine import Engine  # noqa: E402
 
-LEVELS = np.array([0.999, 0.998, 0.996], np.float32)
-
 
 def main() -> None:
   """Prints the tables."""
@@ -39,26 +37,24 @@ def main() -> None:
   noisy = np.ascontiguousarray(noisy)  # [a or b, T, 1, H, W, 1]
 
   runs = {}
-  if has_torch := importlib.util.find_spec("torch") is not None:
+  networks, params, config = measuring.paper_model(width)
+  if networks is not None:
     import torch
     import torch_reference
 
-    networks = measuring.torch_networks(width)
-    params, config = measuring.as_jax(*networks)
     inputs = [torch.from_numpy(x.reshape(3, 1, 1, size, size)) for x in noisy]
 
     def published() -> np.ndarray:
-      fused = torch_reference.fuse_as_published(*networks, *inputs, torch.from_numpy(LEVELS))
+      fused = torch_reference.fuse_as_published(
+        *networks, *inputs, torch.from_numpy(measuring.LEVELS)
+      )
       return fused.numpy()[:, 0]
 
     runs["PyTorch, eager, six passes"] = published
-  else:
-    config = measuring.model_config(width)
-    params = measuring.drawn_params(config)
   engines = {passes: Engine(params, config, passes_per_step=passes) for passes in (1, 2, 3, 6)}
 
   def ours(passes: int) -> np.ndarray:
-    return np.asarray(engines[passes].fuse_noisy(*noisy, LEVELS))[..., 0]
+    return np.asarray(engines[passes].fuse_noisy(*noisy, measuring.LEVELS))[..., 0]
 
   for passes in engines:
     runs[f"dmfnet_jax, {passes} at a time"] = lambda passes=passes: ours(passes)
@@ -83,7 +79,7 @@ def main() -> None:
   for name in convolutions:
     rate = _convolution_arithmetic(size, width) / seconds[name]
     print(f"{name:40} {rate / 1e9:8.0f} GFLOP/s{'  (the peak)' if name == peak_name else ''}")
-  if has_torch:
+  if networks is not None:
     reference = seconds["PyTorch, eager, six passes"]
     print(f"faster than PyTorch: {reference / seconds['dmfnet_jax, 1 at a time']:.2f} x")
     print(f"largest difference of the pictures: {np.abs(ours(1) - published()).max():.1e}")
@@ -122,7 +118,7 @@ def _convolution_arithmetic(size: int, width: int) -> float:
 
 def _arithmetic(engine: Engine, noisy: np.ndarray) -> float:
   """Floating-point operations of the whole graph, from its description (nothing is compiled)."""
-  lowered = jax.jit(engine.fuse_noisy).lower(*noisy, LEVELS)
+  lowered = jax.jit(engine.fuse_noisy).lower(*noisy, measuring.LEVELS)
   return lowered.cost_analysis()["flops"]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import golden_weights  # noqa: E402
+import measuring  # noqa: E402
 from golden_weights import nchw, nhwc, relative_error  # noqa: E402
 
 from dmfnet_jax import losses  # noqa: E402
@@ -43,13 +44,7 @@ def unet_errors() -> dict[str, float]:
 def fusion_errors() -> dict[str, float]:
   """The fused picture."""
   golden = golden_weights.load("fusion")
-  schedule = {"name": "linear", "num_timesteps": 2000, "start": 1e-6, "end": 1e-2}
-  config = {
-    "unet": {"width": 128, "multipliers": (1, 1, 1, 1, 2)},
-    "fusion_head": {},
-    "features": {"timesteps": (5, 10, 20), "source": "decoder", "schedule": schedule},
-  }
-  model = DMFNet(golden_weights.reference_params(), config)
+  model = DMFNet(golden_weights.reference_params(), measuring.model_config(128))
   inputs = [
     np.stack([golden[f"{name}_{t}"] for t in golden["timesteps"]])
     for name in ("noisy_mri", "noisy_other", "noise_level")

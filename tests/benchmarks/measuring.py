@@ -1,6 +1,7 @@
 """What the benchmarks share: the machine's name, medians of interleaved runs, drawn models."""
 
 import datetime
+import importlib.util
 import platform
 import statistics
 import time
@@ -12,12 +13,14 @@ import golden_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
 from dmfnet_jax.interop import torch_weights
 
 SCHEDULE = {"name": "linear", "num_timesteps": 2000, "start": 1e-6, "end": 1e-2}
 FEATURES = {"timesteps": [5, 10, 20], "source": "decoder", "schedule": SCHEDULE}
 MULTIPLIERS = (1, 1, 1, 1, 2)
+LEVELS = np.array([0.999, 0.998, 0.996], np.float32)  # of the three timesteps, ascending
 
 
 def machine() -> str:
@@ -55,6 +58,15 @@ def interleaved_medians(
       function()
       seconds[name].append(time.perf_counter() - start)
   return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def paper_model(width: int) -> tuple[tuple[Any, Any] | None, Any, dict[str, Any]]:
+  """The paper's model at a width: PyTorch's networks, or None without torch; params; config."""
+  if importlib.util.find_spec("torch") is None:
+    config = model_config(width)
+    return None, drawn_params(config), config
+  networks = torch_networks(width)
+  return networks, *as_jax(*networks)
 
 
 def torch_networks(width: int) -> tuple[Any, Any]:
@@ -110,15 +122,7 @@ def drawn_params(config: dict[str, Any], seed: int = 0) -> Any:
       "fusion_head": head.init(jax.random.key(0), stacked, stacked)["params"],
     }
 
-  rng = np.random.default_rng(seed)
-
-  def draw(path: Any, leaf: Any) -> np.ndarray:
-    z = rng.standard_normal(leaf.shape).astype(np.float32)
-    if path[-1].key == "kernel":
-      return z / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
-    return np.float32(0.1) * z + np.float32(path[-1].key == "scale")
-
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(shapes))
+  return tiny.draw_like(jax.eval_shape(shapes), seed)
 
 
 def pictures(count: int, size: int, seed: int = 0) -> np.ndarray:

@@ -37,13 +37,15 @@ Rows = dict[str, dict[str, float]]
 Pairs = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
 
 
-def read_pairs(data_dir: str, split: str, dataset: str = "harvard_mmif") -> Pairs:
-  """Pairs by modality: (name, A [H, W], B [H, W, 3]), uint8."""
+def read_pairs(
+  data_dir: str, split: str, *, every: int = 1, dataset: str = "harvard_mmif"
+) -> Pairs:
+  """Pairs by modality, or every n-th of each: (name, A [H, W], B [H, W, 3]), uint8."""
   pairs: Pairs = collections.defaultdict(list)
   for example in builders.open_source(dataset, data_dir, split):
     modality = example["modality"].decode()
     pairs[modality].append((example["name"].decode(), example["a"][..., 0], example["b"]))
-  return dict(sorted(pairs.items()))
+  return {modality: chosen[::every] for modality, chosen in sorted(pairs.items())}
 
 
 def stem(name: str) -> str:
@@ -136,11 +138,12 @@ def main() -> None:
   parser.add_argument("--model", default="small")
   parser.add_argument("--data-dir", required=True)
   parser.add_argument("--split", default="validation")
+  parser.add_argument("--every", type=int, default=1, help="take every n-th pair of a modality")
   parser.add_argument("--seeds", type=int, default=1)
   parser.add_argument("--published", metavar="FILE.json")
   args = parser.parse_args()
   enable_compilation_cache()
-  pairs = read_pairs(args.data_dir, args.split)
+  pairs = read_pairs(args.data_dir, args.split, every=args.every)
   others: dict[str, Rows] = {}
   if args.published:
     total = _count(pairs)
