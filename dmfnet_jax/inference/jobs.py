@@ -61,10 +61,8 @@ def unfinished(pairs: Sequence[Pair], folder: Any) -> list[Pair]:
 
   Args:
     pairs: any number of them, none too.
-    folder: where their results go.
+    folder: where their results go; it exists.
   """
-  if not folder.is_dir():
-    return list(pairs)
   there = {path.name for path in images.list_files(folder)}
   return [pair for pair in pairs if pair.out_kind == DICOM or pair.out.name not in there]
 
