@@ -108,7 +108,7 @@ def dropout(x: Array, rate: float, keys: Array) -> Array:
 
   Args:
     x: [B, ...] activations.
-    rate: the probability that a value is dropped, in [0, 1).
+    rate: the probability that a value is dropped, in [0, 1), rounded to a multiple of 2^-16.
     keys: [B] PRNG keys, one an example, so that an example's mask does not depend on the batch,
       the device or the process in which it is computed.
 
@@ -117,8 +117,22 @@ def dropout(x: Array, rate: float, keys: Array) -> Array:
   """
   if rate == 0.0:
     return x
-  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+  keep = jax.vmap(lambda key: _keep_mask(key, rate, x.shape[1:]))(keys)
   return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def _keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+  """False with probability `rate`, from sixteen random bits a value.
+
+  A random word is a hundred integer operations, which a TPU's vector unit has to do: with one a
+  value, as `jax.random.bernoulli` draws, dropout would be a quarter of a block's training time.
+  """
+  rows, *rest = shape
+  words = jax.random.bits(key, (-(-rows // 2), *rest))
+  # Halves lie rows apart, not channels: nothing moves between a TPU's lanes.
+  halves = (words >> jnp.array([0, 16], jnp.uint32).reshape(-1, *[1] * words.ndim)) & 0xFFFF
+  halves = halves.reshape(-1, *rest)[:rows]
+  return halves >= jnp.uint32(round(rate * 2**16))
 
 
 def upsample_nearest(x: Array) -> Array:

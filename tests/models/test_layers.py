@@ -135,11 +135,22 @@ def test_pixel_attention_is_a_grouped_convolution():
 
 
 def test_dropout_keeps_the_rate_and_the_mean():
-  x = np.full((4, 50, 50, 8), 3.0, np.float32)
+  x = np.full((4, 51, 50, 8), 3.0, np.float32)
   y = np.asarray(layers.dropout(x, 0.2, keys(4)))
   np.testing.assert_allclose(y[y != 0], 3.0 / 0.8, rtol=1e-6)
   # 20,000 values an example: the share's standard deviation is 0.0028.
   np.testing.assert_allclose((y != 0).mean((1, 2, 3)), 0.8, atol=0.015)
+
+
+def test_dropout_draws_each_value_by_itself():
+  """Two values share a random word: no shift within the picture relates one to another."""
+  kept = np.asarray(layers.dropout(np.ones((1, 40, 40, 16), np.float32), 0.2, keys(1)))[0] != 0
+  kept = kept - kept.mean()
+  spectrum = np.abs(np.fft.fftn(kept)) ** 2
+  correlation = np.fft.ifftn(spectrum).real / (kept**2).sum()
+  correlation[0, 0, 0] = 0
+  # 25,600 values: the deviation of each of as many correlations is 1 / 160.
+  assert np.abs(correlation).max() < 6 / 160
 
 
 def test_dropout_mask_belongs_to_the_example():
