@@ -5,6 +5,9 @@ memory, arithmetic and communication is exact for its version; the time of a ste
 the chip's published peaks, and can only be a bound.
 """
 
+import math
+from collections.abc import Callable
+
 import ml_collections
 
 from dmfnet_jax.errors import UserError
@@ -15,6 +18,8 @@ from dmfnet_jax.training import stages
 
 # No more than so many pairs a chip are tried.
 _MAX_BATCH = 4096
+# So many times the next one is where the memory should be full; then the gap is halved.
+_GUESSES = 4
 
 
 def preflight(
@@ -58,7 +63,7 @@ def preflight(
     return compile_step(config, devices, pairs)
 
   if find_batch:
-    batch, cost = _find_batch(compile_with, batch)
+    batch, cost = _find_batch(compile_with, batch, CHIPS[kind].hbm_gib)
   else:
     cost = compile_with(batch)
   print(f"{where}, {batch} pairs a chip, {batch * chips} in all; {_recipe(config)}")
@@ -83,21 +88,34 @@ def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return stages.with_unet(config, unet)
 
 
-def _find_batch(compile_with, first: int) -> tuple[int, StepCost]:
-  """Doubles the batch while it fits, then halves the gap."""
-  best, best_cost, cost = 0, None, compile_with(first)
-  low, high, batch = 0, _MAX_BATCH + 1, first
+def _find_batch(
+  compile_with: Callable[[int], StepCost], first: int, hbm_gib: float
+) -> tuple[int, StepCost]:
+  """Finds a batch that fits, while one an eighth larger does not.
+
+  A compilation takes minutes, and memory grows nearly in proportion to the batch: the first few
+  tries are a little to either side of where it should be full.
+  """
+  low, high, batch, limit = 0, _MAX_BATCH + 1, first, hbm_gib
+  fitting: StepCost | None = None
+  guesses = 0
   while True:
+    cost = compile_with(batch)
     say(f"{batch} pairs a chip: {cost.total_gib:.2f} GiB, {_verdict(cost)}")
+    limit = cost.limit_gib or limit
     if cost.fits:
-      low, best, best_cost = batch, batch, cost
+      low, fitting = batch, cost
     else:
       high = batch
     # To an eighth: the next step would cost minutes, and batches are round numbers.
     if high - low <= max(1, low // 8):
-      return (best, best_cost) if best_cost is not None else (batch, cost)
-    batch = min(2 * low, high - 1) if high > _MAX_BATCH else (low + high) // 2
-    cost = compile_with(batch)
+      return (low, fitting) if fitting is not None else (batch, cost)
+    if guesses < _GUESSES and 0 < cost.total_gib < math.inf:
+      guesses += 1
+      batch = round(batch * limit / cost.total_gib * (1.05 if cost.fits else 0.95))
+    else:
+      batch = 2 * low if high > _MAX_BATCH else (low + high) // 2
+    batch = min(max(batch, low + 1), high - 1)
 
 
 def _recipe(config: ml_collections.ConfigDict) -> str:
