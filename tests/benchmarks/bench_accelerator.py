@@ -23,13 +23,15 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from flax import jax_utils
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import measuring  # noqa: E402
 
+from dmfnet_jax.configs import stage1  # noqa: E402
 from dmfnet_jax.inference.engine import Engine  # noqa: E402
+from dmfnet_jax.training import stages, steps  # noqa: E402
 
 
 def main() -> None:
@@ -126,38 +128,24 @@ def _pytorch(networks: tuple, noisy: list[np.ndarray]) -> dict[str, Callable[[],
 
 
 def _training(args: argparse.Namespace) -> tuple[Callable[[], Any], float]:
-  """A step of Stage I with AdamW, and its arithmetic."""
-  from dmfnet_jax.configs import stage1
-  from dmfnet_jax.training import stages
-
+  """The train step of the paper's Stage I on one device, and its arithmetic."""
   config = stage1.get_config()
   config.compute_dtype = "bfloat16"
   config.unet.width = args.width
-  loss_fn = stages.make_loss(config)
-  optimizer = optax.adamw(1e-5, weight_decay=0.01)
-  params = jax.device_put(measuring.drawn_params(measuring.model_config(args.width))["unet"])
-  state = params, jax.jit(optimizer.init)(params)
-  pairs = args.train_pairs
-  images = [measuring.pictures(pairs, args.crop_size, seed)[..., None] for seed in range(2)]
-  batch = {"a": jnp.asarray(images[0]), "b": jnp.asarray(images[1])}
-  keys = jax.random.split(jax.random.key(0), pairs)
-
-  def step(state: Any, batch: Any, keys: Any) -> Any:
-    params, opt_state = state
-
-    def mean_loss(params: Any) -> Any:
-      return jnp.mean(loss_fn(params, None, batch, keys, True)[0])
-
-    gradient = jax.grad(mean_loss)(params)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  flops = jax.jit(step).lower(state, batch, keys).cost_analysis()["flops"]
-  train = jax.jit(step, donate_argnums=0)
+  config.batch_size = args.train_pairs
+  device = jax.local_devices()[:1]
+  state = jax_utils.replicate(stages.init_state(config), device, axis_name=steps.AXIS)
+  images = [
+    measuring.pictures(args.train_pairs, args.crop_size, seed)[None, ..., None] for seed in range(2)
+  ]
+  index = np.arange(args.train_pairs, dtype=np.int32)[None]
+  batch = jax.device_put({"a": images[0], "b": images[1], "index": index})
+  train_step = stages.pmap_train_step(config, device)
+  flops = train_step.lower(state, batch).cost_analysis()["flops"]
   holder = [state]
 
   def run() -> None:
-    holder[0] = jax.block_until_ready(train(holder[0], batch, keys))
+    holder[0] = jax.block_until_ready(train_step(holder[0], batch)[0])
 
   return run, flops
 
