@@ -1,9 +1,10 @@
-"""Settings of JAX that belong to the process: compilation cache, and no TPU where there is none."""
+"""What belongs to the process: JAX's compilation cache, its platforms, its rank among others."""
 
 import hashlib
 import importlib.util
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,13 +16,29 @@ def enable_compilation_cache() -> None:
   The folder is `$JAX_COMPILATION_CACHE_DIR` where that is set (an empty value turns the cache
   off), else `dmfnet_jax` under `$XDG_CACHE_HOME` or `~/.cache`. Programs compiled for CPU use the
   instructions of the machine at hand, so processors of another kind, which may share a home
-  folder, get another folder.
+  folder, get another folder. A program that has chosen a folder for JAX keeps it, and a user
+  without a home folder has no cache.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+      return
+    try:
+      root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+      return
     jax.config.update("jax_compilation_cache_dir", str(root / "dmfnet_jax" / _processor()))
   # The default of one second leaves out most of what a small model compiles.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def find_rank(environment: Mapping[str, str]) -> tuple[int, int] | None:
+  """This process's number and how many there are, where SLURM or Open MPI started several."""
+  # A plain command in an allocation is a step of one task, whatever the allocation is for.
+  tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+  if int(tasks) > 1 and "SLURM_STEP_NODELIST" in environment:
+    return int(environment["SLURM_PROCID"]), int(tasks)
+  size = int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+  return (int(environment["OMPI_COMM_WORLD_RANK"]), size) if size > 1 else None
 
 
 def has_tpu() -> bool:

@@ -174,6 +174,18 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     raise UserError(f"{path}: cannot write: {_reason(error)}") from error
 
 
+def delete(path: PathLike) -> None:
+  """Deletes a file where there is one.
+
+  Raises:
+    UserError: it cannot be deleted.
+  """
+  try:
+    as_path(path).unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f"{path}: cannot delete: {_reason(error)}") from error
+
+
 def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, Any]:
   """Lists the pictures of a folder, without its subfolders.
 
@@ -271,6 +283,8 @@ def _write_atomically(target: pathlib.Path, data: bytes) -> None:
   try:
     with open(temporary, "xb") as file:
       file.write(data)
+      file.flush()
+      os.fsync(file.fileno())  # or a machine that stops could leave an empty file of the final name
     os.replace(temporary, target)
   except BaseException:
     with contextlib.suppress(OSError):

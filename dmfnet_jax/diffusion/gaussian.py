@@ -17,6 +17,14 @@ Array = jax.Array
 DenoiseFn = Callable[[Array, Array], Array]
 
 
+def make_key(seed: Array | int) -> Array:
+  """A PRNG key of JAX's threefry, whatever the process's default generator is.
+
+  The others draw otherwise for many examples at once than for each alone.
+  """
+  return jax.random.key(seed, impl="threefry2x32")
+
+
 def normal_per_example(keys: Array, shape: tuple[int, ...]) -> Array:
   """Draws standard normal noise [B, *shape], example by example from `keys` [B]."""
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -9,6 +9,7 @@ The pairs of a batch are divided among the local devices, each of which runs the
 device on its share.
 """
 
+import collections
 import functools
 import json
 import zlib
@@ -22,9 +23,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dmfnet_jax import models
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import make_schedule
 from dmfnet_jax.inference import features
-from dmfnet_jax.inference.batches import choose_passes, pairs_per_batch
+from dmfnet_jax.inference.batches import choose_passes, is_out_of_memory, pairs_per_batch
 
 Array = jax.Array
 FuseFn = Callable[[Any, Array, Array, Array], Array]
@@ -45,7 +47,7 @@ def name_code(name: str) -> int:
 
 def fold_keys(seed: Array, codes: Array, draw: int = 0) -> Array:
   """`pair_keys` for traced numbers: a seed [] and the names' codes [B], uint32."""
-  root = jax.random.key(seed)
+  root = gaussian.make_key(seed)
 
   def fold(code: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(root, code), draw)
@@ -105,33 +107,56 @@ class Engine:
     return program(self._params[1], noisy_a, noisy_b, jnp.asarray(noise_levels))
 
   def fuse(
-    self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None = None
-  ) -> np.ndarray:
-    """Fuses [B, H, W] images with noise from keys [B]; returns [B, H, W] float32 in [-1, 1].
+    self,
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    keys: Array,
+    batch_size: int | None = None,
+  ) -> list[np.ndarray]:
+    """Fuses pictures of one padded size; returns each one's [H, W] float32 in [-1, 1].
+
+    Where the memory is full and the number of passes was left to the engine, fewer of them run at a
+    time from then on.
 
     Args:
-      a: the MRIs.
-      b: the other modality's lumas.
-      keys: PRNG keys, one a pair.
+      a: the MRIs, [H, W] each; their sizes may differ where `padded` is the same.
+      b: the other modality's lumas, of the same sizes.
+      keys: PRNG keys [B], one a pair.
       batch_size: pairs at a time on a device, by default `batches.pairs_per_batch`; the last of
         several batches is filled up with repeats, so that nothing is compiled for it.
     """
-    count, height, width = a.shape
-    padded = self._padded(height, width)
-    margin = ((0, 0), (0, padded[0] - height), (0, padded[1] - width))
+    sizes = [x.shape for x in a]
+    padded = self.padded(*sizes[0])
     # On the host: numpy reflects as often as needed where an image is smaller than its margin.
-    a, b = (np.pad(x, margin, mode="reflect") for x in (a, b))
+    padded_a, padded_b = (np.stack([_reflect(x, padded) for x in group]) for group in (a, b))
+    while True:
+      try:
+        fused = self._fuse_padded(padded_a, padded_b, keys, batch_size)
+      except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or not self._take_fewer_passes(padded):
+          raise
+      else:
+        return [x[:height, :width] for x, (height, width) in zip(fused, sizes, strict=False)]
+
+  def _fuse_padded(
+    self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None
+  ) -> list[np.ndarray]:
+    """Fuses [B, H, W] batch by batch; the result's last pictures may be repeats."""
+    count, height, width = a.shape
     devices = 1 if count == 1 else len(self._devices)
     share = min(batch_size or pairs_per_batch(height, width), -(-count // devices))
     size = share * devices
-    program = _fuse(*self._key(padded, share), self._devices[:devices])
+    program = _fuse(*self._key((height, width), share), self._devices[:devices])
     params = self._params_on(devices)
-    results = []
+    fused: list[np.ndarray] = []
+    running: collections.deque[Array] = collections.deque()
     for start in range(0, count, size):
       chosen = np.minimum(np.arange(start, start + size), count - 1)
-      results.append(program(params, a[chosen], b[chosen], keys[chosen]))
-    # Nothing was waited for so far: the next batch was prepared while the one before computed.
-    return np.concatenate([np.asarray(x) for x in results])[:count, :height, :width]
+      running.append(program(params, a[chosen], b[chosen], keys[chosen]))
+      # The next batch is on its way while this one computes; more would only fill the memory.
+      if len(running) > 1:
+        fused.extend(np.asarray(running.popleft()))
+    return [*fused, *np.asarray(running.popleft())]
 
   def temporary_bytes(self, height: int, width: int, pairs: int = 1) -> int:
     """The memory that XLA plans for the activations of a batch on one device, in bytes.
@@ -143,14 +168,15 @@ class Engine:
       width: of the pictures.
       pairs: in the batch.
     """
-    padded = self._padded(height, width)
+    padded = self.padded(height, width)
     program = _fuse(*self._key(padded, pairs), self._devices[:1])
     image = jax.ShapeDtypeStruct((pairs, *padded), jnp.float32)
     keys = jax.eval_shape(lambda: pair_keys(0, [""] * pairs))
     compiled = program.lower(self._params[1], image, image, keys).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
-  def _padded(self, height: int, width: int) -> tuple[int, int]:
+  def padded(self, height: int, width: int) -> tuple[int, int]:
+    """The size to which a picture is padded, which follows from its own."""
     return padded_size(height, self.stride), padded_size(width, self.stride)
 
   def _key(self, padded: tuple[int, int], pairs: int) -> tuple[str, str, int]:
@@ -162,6 +188,17 @@ class Engine:
       self._passes[padded, pairs] = passes
     return self._config_json, self.compute_dtype, passes
 
+  def _take_fewer_passes(self, padded: tuple[int, int]) -> bool:
+    """Lowers the passes at a time for a padded size; False where they are one already."""
+    chosen = {key: passes for key, passes in self._passes.items() if key[0] == padded}
+    if max(chosen.values(), default=1) == 1:
+      return False
+    total = 2 * len(self.config["features"]["timesteps"])
+    for key, passes in chosen.items():
+      fewer = [n for n in range(1, passes) if total % n == 0]
+      self._passes[key] = max(fewer, default=1)
+    return True
+
   def _params_on(self, devices: int) -> Any:
     """The parameters on so many devices, copied there when they are first needed.
 
@@ -171,6 +208,11 @@ class Engine:
       replicated = NamedSharding(_mesh(self._devices[:devices]), P())
       self._params[devices] = jax.device_put(self._params[1], replicated)
     return self._params[devices]
+
+
+def _reflect(picture: np.ndarray, padded: tuple[int, int]) -> np.ndarray:
+  height, width = picture.shape
+  return np.pad(picture, ((0, padded[0] - height), (0, padded[1] - width)), mode="reflect")
 
 
 def fuse_function(config: Mapping[str, Any], compute_dtype: str, passes_per_step: int) -> FuseFn:

@@ -17,7 +17,7 @@ import numpy as np
 from dmfnet_jax.data import images, scaling
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.batches import is_out_of_memory, pairs_at_once
-from dmfnet_jax.inference.jobs import check_same_job, forget_job, process_share, unfinished
+from dmfnet_jax.inference.jobs import begin_job, process_share, unfinished
 from dmfnet_jax.inference.options import FuseOptions, fingerprint
 from dmfnet_jax.inference.pairs import Pair, match_pairs
 from dmfnet_jax.inference.picture_io import LoadedPair, load_pair, write_pair
@@ -138,13 +138,10 @@ def fuse_files(
 
   model = load_model(model_spec, compute_dtype=precision)
   images.make_folder(folder)
-  total, there = len(pairs), 0
-  if resume:
-    check_same_job(folder, options, fingerprint(model))
-    pairs = unfinished(pairs, folder)
-    there = total - len(pairs)
-  elif folder == images.as_path(out):
-    forget_job(folder)
+  total = len(pairs)
+  if folder == images.as_path(out):
+    there = begin_job(folder, options, fingerprint(model), resume=resume)
+    pairs = unfinished(pairs, there) if resume else pairs
   failed = 0
   pictures = [pair for pair in pairs if not pair.is_volume]
   volumes = [pair for pair in pairs if pair.is_volume]
@@ -156,7 +153,8 @@ def fuse_files(
     from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
     failed += fuse_volumes(model, volumes, options)
-  earlier = f", {there} of them earlier" if there else ""
+  kept = total - len(pairs)
+  earlier = f", {kept} of them earlier" if kept else ""
   say(f"{total - failed} of {total} pairs fused into {out}{earlier}")
   return 1 if failed else 0
 
@@ -184,9 +182,10 @@ class _Run:
     self._model = model
     self._options = options
     self._model_sha256 = fingerprint(model) if options.scales else None
-    self._waiting: dict[tuple[int, ...], list[LoadedPair]] = {}  # by B's shape
-    self._limits: dict[tuple[int, ...], int] = {}  # the batch sizes to fill
-    self._compiled: dict[tuple[int, ...], int] = {}  # the batch sizes that were fused last
+    # By padded size: pictures of one share a batch.
+    self._waiting: dict[tuple[int, int], list[LoadedPair]] = {}
+    self._limits: dict[tuple[int, int], int] = {}  # the batch sizes to fill
+    self._compiled: dict[tuple[int, int], int] = {}  # the batch sizes that were fused last
     self._writes: collections.deque = collections.deque()
     self._warned = False
     self._windows = ""  # as printed last
@@ -205,14 +204,14 @@ class _Run:
           self._say(f"warning: {loaded.pair.a} is coloured: of A only the luma is used")
           self._warned = True
         self._tell_windows(loaded)
-        shape = loaded.b.shape
-        self._waiting.setdefault(shape, []).append(loaded)
-        if len(self._waiting[shape]) >= self._limit(shape):
-          self._flush(pool, shape)
+        size = self._padded(loaded)
+        self._waiting.setdefault(size, []).append(loaded)
+        if len(self._waiting[size]) >= self._limit(size):
+          self._flush(pool, size)
         elif sum(map(self._fullness, self._waiting)) > _MAX_WAITING_BATCHES:
           self._flush(pool, max(self._waiting, key=self._fullness))
-      for shape in list(self._waiting):
-        self._flush(pool, shape)
+      for size in list(self._waiting):
+        self._flush(pool, size)
       self._finish_writes(0)
     finally:
       # An interrupted run ends what it is writing and starts nothing more.
@@ -235,22 +234,28 @@ class _Run:
       except UserError as error:
         self._fail(pair, error)
         continue
+      except MemoryError:
+        self._fail(pair, "the pictures do not fit the memory")
+        continue
       # At least a batch and the next one, of pictures as large as this one.
-      ahead = 4 + 2 * self._limit(loaded.b.shape)
+      ahead = 4 + 2 * self._limit(self._padded(loaded))
       yield loaded
 
-  def _limit(self, shape: tuple[int, ...]) -> int:
-    """How many pairs of this shape make a batch."""
-    if shape not in self._limits:
-      self._limits[shape] = pairs_at_once((shape[0], shape[1]), self._options.batch_size)
-    return self._limits[shape]
+  def _padded(self, loaded: LoadedPair) -> tuple[int, int]:
+    return self._model.padded_size(*loaded.a.shape)
 
-  def _fullness(self, shape: tuple[int, ...]) -> float:
-    return len(self._waiting[shape]) / self._limit(shape)
+  def _limit(self, size: tuple[int, int]) -> int:
+    """How many pairs of this padded size make a batch."""
+    if size not in self._limits:
+      self._limits[size] = pairs_at_once(size, self._options.batch_size)
+    return self._limits[size]
 
-  def _flush(self, pool: concurrent.futures.Executor, shape: tuple[int, ...]) -> None:
-    """Fuses what waits of one shape and hands it to the writers."""
-    batches = [self._waiting.pop(shape)]
+  def _fullness(self, size: tuple[int, int]) -> float:
+    return len(self._waiting[size]) / self._limit(size)
+
+  def _flush(self, pool: concurrent.futures.Executor, size: tuple[int, int]) -> None:
+    """Fuses what waits of one padded size and hands it to the writers."""
+    batches = [self._waiting.pop(size)]
     while batches:
       batch = batches.pop(0)
       try:
@@ -262,38 +267,39 @@ class _Run:
       except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
           raise
-        if self._compiled.pop(shape, 0) > len(batch):
+        if self._compiled.pop(size, 0) > len(batch):
           batches.insert(0, batch)  # once more, not filled up
         elif len(batch) == 1:
-          size = " x ".join(map(str, shape[:2]))
-          self._fail(batch[0].pair, f"a picture of {size} does not fit the memory")
+          shape = " x ".join(map(str, batch[0].a.shape))
+          self._fail(batch[0].pair, f"a picture of {shape} does not fit the memory")
         else:
           half = len(batch) // 2
-          self._limits[shape] = min(self._limits[shape], half)
+          self._limits[size] = min(self._limits[size], half)
           batches[:0] = [batch[:half], batch[half:]]
         continue
       for i, loaded in enumerate(batch):
         results = fused[i], None if std is None else std[i], self._options, self._model_sha256
         job = pool.submit(write_pair, loaded, *results)
         self._writes.append((loaded.pair, job))
-      self._finish_writes(2 * self._limit(shape))
+      self._finish_writes(2 * self._limit(size))
 
-  def _fuse_batch(self, batch: Sequence[LoadedPair]) -> tuple[np.ndarray, np.ndarray | None]:
-    shape, count = batch[0].b.shape, len(batch)
+  def _fuse_batch(
+    self, batch: Sequence[LoadedPair]
+  ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray] | None]:
+    """Fuses the lumas of a batch; returns as many results at least, and their deviations."""
+    padded, count = self._padded(batch[0]), len(batch)
     # The model is compiled for each batch size: a remainder is cheaper filled up with repeats.
-    size = max(count, self._compiled.get(shape, 0))
+    size = max(count, self._compiled.get(padded, 0))
     batch = [*batch, *[batch[-1]] * (size - count)]
-    a = np.stack([loaded.a for loaded in batch])
-    b = np.stack([loaded.b for loaded in batch])
+    pictures = [loaded.a for loaded in batch], [loaded.luma_b for loaded in batch]
     names = [loaded.pair.stem for loaded in batch]
     asked: dict[str, Any] = {"seed": self._options.seed, "names": names, "batch_size": size}
     if self._options.samples is None:
-      fused, std = self._model.fuse(a, b, **asked), None
+      fused, std = self._model.fuse(*pictures, **asked), None
     else:
-      fused, std = self._model.fuse(a, b, **asked, samples=self._options.samples)
-      std = np.asarray(std, np.float32)[:count]
-    self._compiled[shape] = size
-    return np.asarray(fused)[:count], std
+      fused, std = self._model.fuse(*pictures, **asked, samples=self._options.samples)
+    self._compiled[padded] = size
+    return fused, std
 
   def _finish_writes(self, leave: int) -> None:
     """Waits until no more than so many results wait to be written."""
@@ -304,6 +310,8 @@ class _Run:
         self._bar.update()
       except UserError as error:
         self._fail(pair, error)
+      except MemoryError:
+        self._fail(pair, "the results do not fit the memory")
 
   def _tell_windows(self, loaded: LoadedPair) -> None:
     """Prints the windows that a pair is shown through, where they are not those printed before."""

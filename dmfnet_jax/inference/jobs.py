@@ -7,17 +7,18 @@ and results appear whole or not at all, so that a result that is there is finish
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.inference.options import FuseOptions
+from dmfnet_jax.inference.options import FuseOptions, table_sha256
 from dmfnet_jax.inference.pairs import Pair
 from dmfnet_jax.inference.sources import DICOM
 from dmfnet_jax.messages import say
 
 _RECORD = ".dmfnet_fuse.json"
+_DAMAGED = "record"
 
 
 def process_share(shard: str | None) -> tuple[int, int]:
@@ -25,7 +26,8 @@ def process_share(shard: str | None) -> tuple[int, int]:
 
   Args:
     shard: "I/N", I from 0 to N - 1. None: what JAX_PROCESS_ID and JAX_NUM_PROCESSES say, which
-      launchers set, or JAX itself where it was told of several processes; else the only one.
+      launchers set, else SLURM's or Open MPI's variables, the hosts of a TPU slice, or JAX itself
+      where it was told of several processes; else the only one.
 
   Returns:
     (I, N).
@@ -49,63 +51,82 @@ def process_share(shard: str | None) -> tuple[int, int]:
     return index, count
   import jax
 
-  if jax.distributed.is_initialized():
+  from dmfnet_jax.backend import find_rank, has_tpu
+
+  # libtpu tells the hosts of a slice, also where nothing has joined them.
+  if has_tpu() or jax.distributed.is_initialized():
     return jax.process_index(), jax.process_count()
-  return 0, 1
+  return find_rank(os.environ) or (0, 1)
 
 
-def unfinished(pairs: Sequence[Pair], folder: Any) -> list[Pair]:
-  """The pairs whose result is not there yet, told by one listing of the output folder.
+def unfinished(pairs: Sequence[Pair], there: Container[str]) -> list[Pair]:
+  """The pairs whose result is not there yet.
 
-  A DICOM series, which is many files, counts as unfinished.
+  Of a DICOM series, which is many files, the record tells: it is written last.
 
   Args:
     pairs: any number of them, none too.
-    folder: where their results go; it exists.
+    there: the names in the output folder.
   """
-  there = {path.name for path in images.list_files(folder)}
-  return [pair for pair in pairs if pair.out_kind == DICOM or pair.out.name not in there]
+  return [
+    pair
+    for pair in pairs
+    if (pair.out_record if pair.out_kind == DICOM else pair.out).name not in there
+  ]
 
 
-def check_same_job(folder: Any, options: FuseOptions, model_sha256: str | None) -> None:
-  """Makes sure that a folder's results were made as this run makes them.
+def begin_job(
+  folder: Any, options: FuseOptions, model_sha256: str | None, *, resume: bool
+) -> set[str]:
+  """Leaves a hidden record of how a folder's results are made, with which later runs are compared.
 
-  The first run to be resumed leaves a hidden record in the folder, the later ones compare with it.
+  Without `resume` results are replaced, one after the other: where others than this run's are
+  there, the folder has no record until they are all gone.
+
+  Args:
+    folder: where the results go; it exists.
+    options: of this run.
+    model_sha256: the model's fingerprint.
+    resume: results that are there are to be kept.
+
+  Returns:
+    The names of the files that are there.
 
   Raises:
-    UserError: the results there were made with another model or other options, or the record cannot
-      be read or written.
+    UserError: results that are to be kept were made with another model or other options, or the
+      record cannot be read, written or deleted.
   """
   wanted = _what_results_depend_on(options, model_sha256)
   path = folder / _RECORD
+  # First: of several processes that begin at once, none has results before there is a record.
+  there = {path.name for path in images.list_files(folder)}
   if path.exists():
-    try:
-      found = json.loads(images.read_bytes(path))
-      apart = sorted(name for name in wanted if found[name] != wanted[name])
-    except (ValueError, KeyError, TypeError):
-      raise UserError(f"{path} is damaged: delete it, or fuse into another folder") from None
-    if apart:
+    apart = _differences(path, wanted)
+    if not apart:
+      return there
+    if resume and apart != [_DAMAGED]:
       raise UserError(
         f"{folder} holds results of another {' and '.join(apart)}: fuse into another folder, or "
         "without --resume to replace them"
       )
-    return
-  if any(True for _ in images.list_files(folder)):
+    if resume:
+      raise UserError(f"{path} is damaged: delete it, or fuse into another folder")
+  if not there:
+    images.write_bytes(path, (json.dumps(wanted) + "\n").encode())
+  elif resume:
     say(f"warning: {folder}: how the results there were made is not known: they are kept")
-  images.write_bytes(path, (json.dumps(wanted) + "\n").encode())
+  else:
+    images.delete(path)
+  return there
 
 
-def forget_job(folder: Any) -> None:
-  """Deletes the record of a folder whose results are about to be replaced.
-
-  Raises:
-    UserError: it cannot be deleted.
-  """
-  path = folder / _RECORD
+def _differences(path: Any, wanted: dict[str, Any]) -> list[str]:
+  """The names in which a record differs from the wanted one."""
   try:
-    path.unlink(missing_ok=True)
-  except OSError as error:
-    raise UserError(f"{path}: cannot delete: {error.strerror or error}") from error
+    found = json.loads(images.read_bytes(path))
+    return sorted(name for name in wanted if found[name] != wanted[name])
+  except (ValueError, KeyError, TypeError):
+    return [_DAMAGED]
 
 
 def _what_results_depend_on(options: FuseOptions, model_sha256: str | None) -> dict[str, Any]:
@@ -116,7 +137,7 @@ def _what_results_depend_on(options: FuseOptions, model_sha256: str | None) -> d
     "samples": options.samples,
     "window-a": options.window_a,
     "window-b": options.window_b,
-    "lut": options.lut,
+    "lut": table_sha256(options.volume_table),
     "axis": options.axis,
     "resample": options.resample,
     "rgb": options.rgb,

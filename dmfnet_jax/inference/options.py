@@ -134,7 +134,7 @@ def make_record(
     record[f"window_{letter}_from"] = None if used is None else used.origin
     record[f"unit_{letter}"] = (used.unit or None) if used is not None else None
   record["lut"] = lut
-  record["lut_sha256"] = None if table is None else hashlib.sha256(table.tobytes()).hexdigest()
+  record["lut_sha256"] = table_sha256(table)
   if plane is not None:
     record |= {"axis": plane, "shape": list(shape or ()), "resample": options.resample}
   packages = ("jax", "jaxlib", "numpy", "pillow", "nibabel", "pydicom")
@@ -142,6 +142,11 @@ def make_record(
     package: importlib.metadata.version(package) for package in packages
   }
   return record
+
+
+def table_sha256(table: np.ndarray | None) -> str | None:
+  """SHA-256 over a colour map's bytes."""
+  return None if table is None else hashlib.sha256(table.tobytes()).hexdigest()
 
 
 def write_record(path: Any, record: dict[str, Any]) -> None:
@@ -155,13 +160,13 @@ def write_record(path: Any, record: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Any) -> str | None:
-  """SHA-256 over a model's parameters, names and values; None where it shows none."""
+  """SHA-256 over a model's config and parameters, names and values; None where it shows none."""
   params = getattr(model, "params", None)
   if params is None:
     return None
   import jax
 
-  digest = hashlib.sha256()
+  digest = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())

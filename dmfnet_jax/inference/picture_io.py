@@ -20,7 +20,7 @@ from dmfnet_jax.inference.pairs import Pair
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPair:
-  """The two pictures of a pair: uint8 [H, W], and [H, W] or [H, W, 3].
+  """The two pictures of a pair: uint8 [H, W], and [H, W] or [H, W, 3] with its luma [H, W].
 
   The windows are None where a picture is shown as stored.
   """
@@ -28,6 +28,7 @@ class LoadedPair:
   pair: Pair
   a: np.ndarray
   b: np.ndarray
+  luma_b: np.ndarray
   a_had_colour: bool
   window_a: UsedWindow | None = None
   window_b: UsedWindow | None = None
@@ -51,7 +52,7 @@ def load_pair(pair: Pair, options: FuseOptions) -> LoadedPair:
     if b.ndim == 3 and not _is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
     b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
-  return LoadedPair(pair, a, b, a_had_colour, window_a, window_b)
+  return LoadedPair(pair, a, b, color.to_grey(b), a_had_colour, window_a, window_b)
 
 
 def write_pair(
@@ -61,11 +62,11 @@ def write_pair(
   options: FuseOptions,
   model_sha256: str | None,
 ) -> None:
-  """Writes the results of a pair.
+  """Writes the results of a pair, in B's colour where it has some.
 
   Args:
     loaded: the pair.
-    fused: uint8 [H, W] or [H, W, 3].
+    fused: uint8 [H, W], the fused luma.
     std: float32 [H, W] in grey levels, where there are several samples.
     options: of the run.
     model_sha256: the model's fingerprint, for the record.
@@ -74,6 +75,8 @@ def write_pair(
     UserError: a file cannot be written.
   """
   pair = loaded.pair
+  if loaded.b.ndim == 3:
+    fused = color.replace_luma(loaded.b, fused)
   if std is not None:
     images.write_image(pair.out_std, std)
     picture = panels.deviation_map(fused, std, samples=options.samples or 1)

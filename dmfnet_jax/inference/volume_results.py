@@ -66,13 +66,15 @@ def write_results(pair: Pair, result: FusedVolume, options: FuseOptions, *, alon
       images.write_image(folder / f"{result.plane}_{i:03d}.png", picture)
   if result.std is not None:
     nifti.write_nifti(pair.out_std, result.std, result.a)
-  write_record(pair.out_record, result.record)
-
   if pair.out_kind == DICOM:
     from dmfnet_jax.data.dicom import write_secondary_capture
 
+    # The record tells that the series is whole, also in place of an older one.
+    images.delete(pair.out_record)
     write_secondary_capture(pair.out, result.shown.swapaxes(0, 2), result.a.source)
+    write_record(pair.out_record, result.record)
     return
+  write_record(pair.out_record, result.record)
   if pair.out_kind == PICTURE:
     images.write_image(pair.out, _pictures(result, result.shown)[0])
     return

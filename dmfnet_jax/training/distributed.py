@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dmfnet_jax.backend import has_tpu
+from dmfnet_jax.backend import find_rank, has_tpu
 from dmfnet_jax.errors import UserError
 
 # A process is taken for dead after so long without a sign of life, and ends the others.
@@ -106,13 +106,7 @@ def _in_cluster(environment: Mapping[str, str]) -> bool:
 
   JAX can tell too, but asks the metadata server or Kubernetes for it, wherever it runs.
   """
-  # A plain command in an allocation is a step of one task, whatever the allocation is for.
-  tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
-  if int(tasks) > 1 and "SLURM_STEP_NODELIST" in environment:
-    return True
-  if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-    return True
-  return has_tpu()
+  return find_rank(environment) is not None or has_tpu()
 
 
 def _leave(error: BaseException) -> None:

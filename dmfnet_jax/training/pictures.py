@@ -66,7 +66,7 @@ def _make_stage1_drawing(config: ml_collections.ConfigDict) -> Callable[..., np.
   @jax.jit
   def denoise(params: Any, clean: jax.Array) -> tuple[jax.Array, jax.Array]:
     levels = schedule.noise_levels[jnp.asarray(shown)]
-    noise = jax.random.normal(jax.random.key(config.seed), (len(shown), *clean.shape))
+    noise = jax.random.normal(gaussian.make_key(config.seed), (len(shown), *clean.shape))
     noisy = gaussian.q_sample(clean[None], levels, noise)
     denoised, _ = unet.apply({"params": params}, noisy, levels)
     return noisy, denoised

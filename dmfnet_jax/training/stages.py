@@ -9,6 +9,7 @@ import ml_collections
 from etils import epath
 
 from dmfnet_jax import models, weights
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.model import load_params
@@ -176,7 +177,7 @@ def make_loss(config: ml_collections.ConfigDict) -> steps.LossFn:
 def init_params(config: ml_collections.ConfigDict) -> Any:
   """Initialises the parameters that a config's stage trains, from its seed."""
   unet, head = make_networks(config)
-  key = jax.random.key(config.seed)
+  key = gaussian.make_key(config.seed)
   size = 2 ** (len(config.unet.multipliers) - 1)
   image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
   level = jax.ShapeDtypeStruct((1,), jnp.float32)

@@ -31,7 +31,7 @@ AXIS = "data"
 
 def example_keys(seed: int, step: Array | int, index: Array) -> Array:
   """One PRNG key an example, folded from (seed, step, position in the global batch)."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
+  key = jax.random.fold_in(gaussian.make_key(seed), step)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 

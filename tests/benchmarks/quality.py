@@ -24,7 +24,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dmfnet_jax import losses, metrics
-from dmfnet_jax.backend import enable_compilation_cache
 from dmfnet_jax.data import builders, color
 from dmfnet_jax.data.images import to_float
 from dmfnet_jax.inference.model import DMFNet, load_model
@@ -142,7 +141,6 @@ def main() -> None:
   parser.add_argument("--seeds", type=int, default=1)
   parser.add_argument("--published", metavar="FILE.json")
   args = parser.parse_args()
-  enable_compilation_cache()
   pairs = read_pairs(args.data_dir, args.split, every=args.every)
   others: dict[str, Rows] = {}
   if args.published:

@@ -1,5 +1,7 @@
 """The engine: sizes, memory, devices, and each chip's own share of the arithmetic."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -73,7 +75,57 @@ def test_mixed_sizes_share_programs_and_do_not_mix(fusing, monkeypatch):
     np.testing.assert_array_equal(fusing.fuse(a, b, engine.pair_keys(0, ["x"])), expected)
     padded = [np.pad(x, ((0, 0), (0, 14 - size[0]), (0, 22 - size[1])), "reflect") for x in (a, b)]
     whole = fusing.fuse(*padded, engine.pair_keys(0, ["x"]))
-    np.testing.assert_array_equal(whole[:, : size[0], : size[1]], expected)
+    np.testing.assert_array_equal(whole[0][: size[0], : size[1]], expected[0])
+
+
+def test_pictures_of_one_padded_size_share_a_batch(fusing):
+  sizes = [(13, 21), (14, 22), (13, 22), (14, 21)]
+  a, b = ([draw(*size, seed=seed) for size in sizes] for seed in (0, 1))
+  keys = engine.pair_keys(0, ["w", "x", "y", "z"])
+  together = fusing.fuse(a, b, keys, batch_size=3)
+  assert [x.shape for x in together] == sizes
+  for i, fused in enumerate(together):
+    (alone,) = fusing.fuse(a[i : i + 1], b[i : i + 1], keys[i : i + 1])
+    np.testing.assert_allclose(fused, alone, atol=1e-6)
+  with pytest.raises(ValueError, match="negative"):  # another padded size: whose it would be
+    fusing.fuse([a[0], draw(15, 21)], [b[0], draw(15, 21)], keys[:2])
+
+
+def test_a_full_memory_takes_fewer_passes(monkeypatch):
+  """From then on, down to one; with passes that the user has set it is an error at once."""
+  monkeypatch.setattr(engine, "choose_passes", lambda *args: 6)
+  ran = []
+  original = engine._fuse
+
+  def fuse(config, dtype, passes, devices):
+    ran.append(passes)
+    if passes > limit:
+      raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+    return original(config, dtype, passes, devices)
+
+  monkeypatch.setattr(engine, "_fuse", fuse)
+  a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
+  limit = 6
+  (expected,) = Engine(*tiny.model()).fuse(a, b, keys)
+  fusing, limit = Engine(*tiny.model()), 2
+  ran.clear()
+  for _ in range(2):
+    np.testing.assert_allclose(fusing.fuse(a, b, keys)[0], expected, atol=1e-5)
+  assert ran == [6, 3, 2, 2]
+  for impossible in (Engine(*tiny.model(), passes_per_step=3), fusing):
+    limit = 0
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+      impossible.fuse(a, b, keys)
+  assert ran[4:] == [3, 2, 1]
+
+
+def test_the_noise_is_the_same_with_any_default_generator(fusing):
+  """Keys of other generators would draw otherwise in a batch than alone."""
+  keys = engine.pair_keys(0, ["x", "y"])
+  with jax.default_prng_impl("rbg"):
+    other = engine.pair_keys(0, ["x", "y"])
+  assert (jax.random.key_data(keys) == jax.random.key_data(other)).all()
+  assert jax.random.key_impl(other) == jax.random.key_impl(keys)
 
 
 def test_fewer_passes_take_less_memory():
@@ -186,13 +238,14 @@ def test_each_chip_computes_its_own_share():
   pytest.importorskip("libtpu", reason='TPU programs need libtpu: pip install -e ".[preflight]"')
   chips = describe_devices("v5e:2x2")
   params, config = tiny.model()
-  fuse = engine.fuse_function(config, "bfloat16", 6)
 
   def flops(num_devices, pairs):
-    program = engine.divide_among(fuse, chips[:num_devices])
+    program = engine._fuse(json.dumps(config), "bfloat16", 6, tuple(chips[:num_devices]))
     image = jax.ShapeDtypeStruct((pairs, 16, 16), jnp.float32)
     keys = jax.eval_shape(lambda: engine.pair_keys(0, [""] * pairs))
-    compiled = program.trace(jax.tree.map(_shape, params), image, image, keys).lower().compile()
+    place = functools.partial(_shape, chips[0] if num_devices == 1 else None)
+    inputs = jax.tree.map(place, (params, image, image, keys))
+    compiled = program.trace(*inputs).lower().compile()
     return compiled.cost_analysis()["flops"]
 
   one_chip, share = flops(1, 8), flops(4, 8)
@@ -201,8 +254,10 @@ def test_each_chip_computes_its_own_share():
   assert share > 2 * 6 * 2 * 16 * 16 * 8 * 9 * 8
 
 
-def _shape(leaf):
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _shape(chip, leaf):
+  """A leaf's shape, on the chip where the program does not say itself where it runs."""
+  sharding = jax.sharding.SingleDeviceSharding(chip) if chip is not None else None
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def test_models_of_one_config_share_their_programs():
@@ -210,6 +265,6 @@ def test_models_of_one_config_share_their_programs():
   other = jax.tree.map(lambda x: 1.1 * x, params)
   first, second = Engine(params, config), Engine(other, config)
   a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
-  assert (first.fuse(a, b, keys) != second.fuse(a, b, keys)).any()
+  assert (first.fuse(a, b, keys)[0] != second.fuse(a, b, keys)[0]).any()
   program = engine._fuse(*first._key((4, 6), 1), first._devices[:1])
   assert program is engine._fuse(*second._key((4, 6), 1), second._devices[:1])

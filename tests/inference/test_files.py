@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_model import listing
 from PIL import Image
 
 from dmfnet_jax.data import images
@@ -29,7 +30,7 @@ def _folders(root: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[Path, Path
 
 
 def _read_all(folder: Path) -> dict[str, np.ndarray]:
-  return {path.name: images.read_image(path) for path in sorted(folder.iterdir())}
+  return {name: images.read_image(folder / name) for name in listing(folder)}
 
 
 def _assert_same_pictures(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
@@ -60,21 +61,21 @@ def test_folders_give_one_png_a_pair(tmp_path, model, capsys):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_batches_are_of_one_shape_and_change_nothing(tmp_path, model, batch_size):
+def test_batches_are_of_one_padded_size_and_change_nothing(tmp_path, model, batch_size):
   a, b = _folders(tmp_path, MIXED)
   files.fuse_files("fake", a, b, tmp_path / "alone")
   model.calls.clear()
   files.fuse_files("fake", a, b, tmp_path / "batched", batch_size=batch_size)
   _assert_same_pictures(_read_all(tmp_path / "alone"), _read_all(tmp_path / "batched"))
-  assert max(call["shape"][0] for call in model.calls) == min(batch_size, 5)
-  # Three shapes of pictures, and one batch size each: a remainder is filled up, not recompiled.
-  assert len({call["shape"] for call in model.calls}) == 3
+  assert max(call["shape"][0] for call in model.calls) == min(batch_size, 9)
+  # Two padded sizes, and one batch size each: a remainder is filled up, not recompiled.
+  assert len({(call["shape"][0], call["padded"]) for call in model.calls}) == 2
   assert {name for call in model.calls for name in call["names"]} == set(MIXED)
 
 
 def test_what_waits_is_bounded(tmp_path, model, monkeypatch):
   """As many sizes as pairs: no size fills a batch of eight, and memory must not fill up."""
-  a, b = _folders(tmp_path, {f"{i:03d}": (4, 4 + i) for i in range(150)})
+  a, b = _folders(tmp_path, {f"{i:03d}": (4, 4 + 4 * i) for i in range(150)})
   read, most_waiting = [], 0
   load, fuse = files.load_pair, model.fuse
 
@@ -91,7 +92,7 @@ def test_what_waits_is_bounded(tmp_path, model, monkeypatch):
   monkeypatch.setattr(model, "fuse", counted_fuse)
   assert files.fuse_files("fake", a, b, tmp_path / "out", batch_size=8) == 0
   assert most_waiting < 60  # until the last are read: four batches, and those being read ahead
-  assert len(os.listdir(tmp_path / "out")) == 150
+  assert len(listing(tmp_path / "out")) == 150
 
 
 def test_two_files(tmp_path, model):
@@ -118,7 +119,7 @@ def test_two_files_are_named_after_a(tmp_path, model):
   images.write_image(tmp_path / "pet.jpg", _picture(1, (4, 4, 3)))
   assert files.fuse_files("fake", tmp_path / "mri 1.png", tmp_path / "pet.jpg", tmp_path / "o") == 0
   assert model.calls[0]["names"] == ["mri 1"]
-  assert os.listdir(tmp_path / "o") == ["mri 1.png"]
+  assert listing(tmp_path / "o") == ["mri 1.png"]
 
 
 def test_non_latin_names_match_across_suffixes(tmp_path, model):
@@ -128,7 +129,7 @@ def test_non_latin_names_match_across_suffixes(tmp_path, model):
   images.write_image(a / "脳 é.png", _picture(0, (4, 4)))
   images.write_image(b / "脳 e\u0301.TIF", _picture(1, (4, 4)))
   assert files.fuse_files("fake", a, b, tmp_path / "out", strict=True) == 0
-  assert os.listdir(tmp_path / "out") == ["脳 é.png"]
+  assert listing(tmp_path / "out") == ["脳 é.png"]
 
 
 def test_bad_pairs_are_named_and_the_others_written(tmp_path, model, capsys):
@@ -137,7 +138,7 @@ def test_bad_pairs_are_named_and_the_others_written(tmp_path, model, capsys):
   (a / "3.png").write_bytes(b"no picture")
   (b / "4.png").write_bytes((b / "4.png").read_bytes()[:60])
   assert files.fuse_files("fake", a, b, tmp_path / "out") == 1
-  assert set(os.listdir(tmp_path / "out")) == {"1.png", "5.png"}
+  assert set(listing(tmp_path / "out")) == {"1.png", "5.png"}
   err = capsys.readouterr().err
   assert "pair 2: A is 6 x 6 and B 7 x 6 pixels (width x height)" in err
   assert f"pair 3: {a / '3.png'}: not a readable PNG" in err
@@ -163,7 +164,7 @@ def test_a_failed_write_is_a_failed_pair(tmp_path, model, monkeypatch, capsys):
 
   monkeypatch.setattr(os, "replace", full_disk)
   assert files.fuse_files("fake", a, b, tmp_path / "out") == 1
-  assert set(os.listdir(tmp_path / "out")) == {"1.png", "3.png"}
+  assert set(listing(tmp_path / "out")) == {"1.png", "3.png"}
   assert "cannot write: No space left on device" in capsys.readouterr().err
 
 
@@ -200,7 +201,7 @@ def test_samples_write_the_deviation_too(tmp_path, model):
   a, b = _folders(tmp_path, {"1": (6, 5), "2": (6, 5, 3)})
   assert files.fuse_files("fake", a, b, tmp_path / "out", samples=4, batch_size=8) == 0
   names = {f"{stem}{end}" for stem in "12" for end in (".png", "_std.tiff", "_std.png")}
-  assert set(os.listdir(tmp_path / "out")) == names
+  assert set(listing(tmp_path / "out")) == names
   # What is beside the pictures is not taken for pictures.
   assert list(images.list_images(tmp_path / "out")) == ["1", "2"]
   for stem in ("1", "2"):
@@ -217,7 +218,7 @@ def test_a_full_device_halves_the_batch(tmp_path, model, capsys):
   a, b = _folders(tmp_path, {f"{i}": (6, 6) for i in range(9)} | {"large": (20, 20)})
   model.memory = 36 * 3
   assert files.fuse_files("fake", a, b, tmp_path / "out", batch_size=8) == 1
-  assert set(os.listdir(tmp_path / "out")) == {f"{i}.png" for i in range(9)}
+  assert set(listing(tmp_path / "out")) == {f"{i}.png" for i in range(9)}
   assert "pair large: a picture of 20 x 20 does not fit the memory" in capsys.readouterr().err
   assert max(call["shape"][0] for call in model.calls) == 2
 
@@ -262,7 +263,7 @@ def test_an_interrupted_run_leaves_whole_files_and_no_threads(tmp_path, model, m
   with pytest.raises(KeyboardInterrupt):
     files.fuse_files("fake", a, b, tmp_path / "out", batch_size=1)
   assert threading.active_count() == threads
-  assert all(name.endswith(".png") and name[0] != "." for name in os.listdir(tmp_path / "out"))
+  assert all(name.endswith(".png") and name[0] != "." for name in listing(tmp_path / "out"))
   assert len(_read_all(tmp_path / "out")) <= 3
 
 

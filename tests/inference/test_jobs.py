@@ -1,16 +1,21 @@
 """Large jobs: several processes, and going on where a job stopped."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
+from dmfnet_jax import weights
 from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import files, jobs
 from dmfnet_jax.inference.options import FuseOptions
 
+ROOT = Path(__file__).resolve().parents[2]
 STEMS = [f"{i:02d}" for i in range(11)]
 
 
@@ -81,6 +86,51 @@ def test_alone_by_default():
   assert jobs.process_share(None) == (0, 1)
 
 
+@pytest.mark.parametrize(
+  ("variables", "share"),
+  [
+    ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n"}, (2, 4)),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1)),
+    ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3"}, (1, 3)),
+  ],
+)
+def test_clusters_tell_the_share(monkeypatch, variables, share):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert jobs.process_share(None) == share
+
+
+def test_hosts_of_a_tpu_slice_share(monkeypatch):
+  monkeypatch.setattr("dmfnet_jax.backend.has_tpu", lambda: True)
+  monkeypatch.setattr("jax.process_index", lambda: 3)
+  monkeypatch.setattr("jax.process_count", lambda: 8)
+  assert jobs.process_share(None) == (3, 8)
+
+
+def test_pictures_that_do_not_fit_the_memory_are_named(
+  folders, tmp_path, model, monkeypatch, capsys
+):
+  load, write = files.load_pair, files.write_pair
+
+  def load_pair(pair, options):
+    if pair.stem == "02":
+      raise MemoryError
+    return load(pair, options)
+
+  def write_pair(loaded, *results):
+    if loaded.pair.stem == "05":
+      raise MemoryError
+    write(loaded, *results)
+
+  monkeypatch.setattr(files, "load_pair", load_pair)
+  monkeypatch.setattr(files, "write_pair", write_pair)
+  assert files.fuse_files("fake", *folders, tmp_path / "out") == 1
+  assert set(contents(tmp_path / "out")) == {f"{stem}.png" for stem in STEMS} - {"02.png", "05.png"}
+  err = capsys.readouterr().err
+  assert "pair 02: the pictures do not fit the memory" in err
+  assert "pair 05: the results do not fit the memory" in err
+
+
 def test_a_stopped_job_goes_on(folders, tmp_path, model, monkeypatch, capsys):
   """Nothing is fused twice, nothing is left out, and the bytes are those of one go."""
   out = tmp_path / "out"
@@ -138,36 +188,70 @@ def test_results_replaced_without_resume_are_not_taken_for_the_first(
   files.fuse_files("fake", *folders, out, seed=2)
   assert not (out / ".dmfnet_fuse.json").exists()
   assert "is not known" not in capsys.readouterr().err
-  files.fuse_files("fake", *folders, out, seed=1, resume=True)
-  assert "how the results there were made is not known" in capsys.readouterr().err
+  for _ in range(2):  # nor by the second one, which finds what the first has kept
+    files.fuse_files("fake", *folders, out, seed=1, resume=True)
+    assert "how the results there were made is not known" in capsys.readouterr().err
+
+
+def test_results_made_without_resume_are_not_mixed_with_others(folders, tmp_path, model):
+  out = tmp_path / "out"
+  for _ in range(2):
+    files.fuse_files("fake", *folders, out, seed=1)
+  (out / "03.png").unlink()
+  with pytest.raises(UserError, match="holds results of another seed"):
+    files.fuse_files("fake", *folders, out, seed=2, resume=True)
+  assert not (out / "03.png").exists()
+  assert files.fuse_files("fake", *folders, out, seed=1, resume=True) == 0
+  assert (out / "03.png").exists()
 
 
 def test_a_record_that_cannot_be_deleted_is_told(tmp_path):
   (tmp_path / ".dmfnet_fuse.json").mkdir()
-  with pytest.raises(UserError, match=r"\.dmfnet_fuse\.json: cannot delete: "):
-    jobs.forget_job(tmp_path)
+  (tmp_path / "1.png").touch()
+  with pytest.raises(UserError, match=r"\.dmfnet_fuse\.json: "):
+    jobs.begin_job(tmp_path, FuseOptions(), None, resume=False)
 
 
 def test_what_stands_beside_the_results_counts(tmp_path):
   """Results without the slices or the montage that are asked for now are not finished."""
-  jobs.check_same_job(tmp_path, FuseOptions(montage=tmp_path / "m"), None)
-  jobs.check_same_job(tmp_path, FuseOptions(montage=str(tmp_path / "m")), None)
+  jobs.begin_job(tmp_path, FuseOptions(montage=tmp_path / "m"), None, resume=True)
+  jobs.begin_job(tmp_path, FuseOptions(montage=str(tmp_path / "m")), None, resume=True)
   for options, names in (({"png": True, "montage": tmp_path / "m"}, "png"), ({}, "montage")):
     with pytest.raises(UserError, match=f"holds results of another {names}: "):
-      jobs.check_same_job(tmp_path, FuseOptions(**options), None)
+      jobs.begin_job(tmp_path, FuseOptions(**options), None, resume=True)
 
 
 def test_another_model_is_told(folders, tmp_path, model):
+  """Other weights, or the same ones used in another way."""
+  model.config = {"features": {"noise": True}}
   model.params = {"w": np.zeros(2, np.float32)}
   files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
-  model.params = {"w": np.ones(2, np.float32)}
-  with pytest.raises(UserError, match="holds results of another model"):
-    files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
+  for name, other in (
+    ("params", {"w": np.ones(2, np.float32)}),
+    ("config", {"features": {"noise": False}}),
+  ):
+    before = getattr(model, name)
+    setattr(model, name, other)
+    with pytest.raises(UserError, match="holds results of another model"):
+      files.fuse_files("fake", *folders, tmp_path / "out", resume=True)
+    setattr(model, name, before)
+  assert files.fuse_files("fake", *folders, tmp_path / "out", resume=True) == 0
+
+
+def test_another_colour_map_of_the_same_name_is_told(folders, tmp_path, model):
+  table = tmp_path / "map.csv"
+  for step in (1, 2):
+    table.write_text("\n".join(f"{i},{i},{i // step}" for i in range(256)))
+    if step == 1:
+      files.fuse_files("fake", *folders, tmp_path / "out", lut=str(table))
+  with pytest.raises(UserError, match="holds results of another lut"):
+    files.fuse_files("fake", *folders, tmp_path / "out", lut=str(table), resume=True)
 
 
 def test_results_of_unknown_origin_are_kept_with_a_warning(folders, tmp_path, model, capsys):
   out = tmp_path / "out"
   files.fuse_files("fake", *folders, out)
+  (out / ".dmfnet_fuse.json").unlink()  # as an older version left it
   (out / "03.png").unlink()
   model.calls.clear()
   assert files.fuse_files("fake", *folders, out, resume=True) == 0
@@ -201,3 +285,19 @@ def test_folders_are_listed_once(folders, tmp_path, model, monkeypatch):
   monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
   assert files.fuse_files("fake", *folders, out, resume=True) == 0
   assert {name: listed.count(name) for name in ("a", "b", "out")} == {"a": 2, "b": 2, "out": 1}
+
+
+@pytest.mark.slow
+def test_real_processes_share_a_folder(folders, tmp_path):
+  """Started as on a pod: each fuses its own, and nothing is missing."""
+  params, config = tiny.model()
+  weights.save_weights(tmp_path / "tiny.safetensors", params, config)
+  command = [sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--", sys.executable]
+  command += ["-m", "dmfnet_jax", "fuse", *map(str, folders), "-o", str(tmp_path / "out")]
+  command += ["--model", str(tmp_path / "tiny.safetensors")]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
+  said = done.stdout + done.stderr
+  assert "[0] dmfnet: process 0 of 2: 6 of 11 pairs" in said
+  assert "[1] dmfnet: process 1 of 2: 5 of 11 pairs" in said
+  assert set(contents(tmp_path / "out")) == {f"{stem}.png" for stem in STEMS}

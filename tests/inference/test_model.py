@@ -1,5 +1,9 @@
 """The public model object: every kind of input, the same picture whatever surrounds it, colour."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import optax
@@ -46,6 +50,37 @@ def grey():
 @pytest.fixture(scope="module")
 def colour():
   return draw(3, *SIZE), draw(3, *SIZE, 3, seed=1)
+
+
+def test_a_list_of_pictures_of_any_sizes(net):
+  """Each as it is alone: two padded sizes, grey and coloured, in the order given."""
+  shapes = [(3, 5), (4, 6, 3), (7, 5), (3, 6)]
+  a = [draw(*shape[:2], seed=i) for i, shape in enumerate(shapes)]
+  b = [draw(*shape, seed=10 + i) for i, shape in enumerate(shapes)]
+  names = list("wxyz")
+  fused, std = net.fuse(a, b, names=names, samples=2, batch_size=2)
+  for i, name in enumerate(names):
+    alone, deviation = net.fuse(a[i], b[i], names=name, samples=2)
+    assert fused[i].shape == b[i].shape
+    assert np.abs(fused[i].astype(int) - alone).max() <= 1
+    np.testing.assert_allclose(std[i], deviation, atol=1e-3)
+  with pytest.raises(UserError, match=r"a must be \[H, W\] and b of the same shape"):
+    net.fuse(a, b[::-1])
+  with pytest.raises(UserError, match="4 pictures a and 3 pictures b"):
+    net.fuse(a, b[1:])
+
+
+def test_what_is_compiled_is_kept_for_the_next_process(model_file, tmp_path):
+  """Also without the command, in a per-user folder."""
+  program = (
+    "import sys, numpy as np, dmfnet_jax; a = np.zeros((4, 6), np.uint8);"
+    "dmfnet_jax.load_model(sys.argv[1]).fuse(a, a)"
+  )
+  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+  del environment["JAX_COMPILATION_CACHE_DIR"]
+  subprocess.run([sys.executable, "-c", program, str(model_file)], env=environment, check=True)
+  (folder,) = (tmp_path / "dmfnet_jax").iterdir()
+  assert any("fuse" in path.name for path in folder.iterdir())
 
 
 def test_the_picture_is_the_documented_pipelines(net, colour):

@@ -13,6 +13,7 @@ import jax
 import nibabel
 import numpy as np
 import pytest
+from fake_model import listing
 from PIL import Image
 from scipy import ndimage
 
@@ -215,7 +216,7 @@ def test_the_record_repeats_the_run(files, tmp_path, model, capsys):
   options = shlex.split(record["options"])
   assert _fuse(*files, "-o", tmp_path / "2" / "f.nii.gz", *options) == 0
   names = {"f.nii.gz", "f_rgb.nii.gz", "f_std.nii.gz", "f.json"}
-  assert set(os.listdir(tmp_path / "1")) == set(os.listdir(tmp_path / "2")) == names
+  assert set(listing(tmp_path / "1")) == set(listing(tmp_path / "2")) == names
   for name in names - {"f.json"}:
     assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
   again = json.loads((tmp_path / "2" / "f.json").read_text())
@@ -273,8 +274,8 @@ def test_folders_of_volumes_and_pictures(brain, tmp_path, model, capsys):
   names |= {
     f"{stem}{end}" for stem in ("sub 1", "sub-2") for end in ("_std.nii.gz", ".json", "_png")
   }
-  assert set(os.listdir(out)) == names
-  assert set(os.listdir(montages)) == {"sub 1.png", "sub-2.png"}
+  assert set(listing(out)) == names
+  assert set(listing(montages)) == {"sub 1.png", "sub-2.png"}
   assert len(os.listdir(out / "sub-2_png")) == 48
   err = capsys.readouterr().err
   assert f"no partner for {a / 'alone.nii'}" in err
@@ -295,7 +296,7 @@ def test_bad_volumes_are_named_and_the_others_done(brain, tmp_path, model, capsy
   (a / "1.nii.gz").write_bytes((a / "1.nii.gz").read_bytes()[:5000])
   (b / "3.nii.gz").write_bytes(b"no volume")
   assert _fuse(a, b, "-o", out) == 1
-  assert set(os.listdir(out)) == {"2.nii.gz", "2.json"}
+  assert set(listing(out)) == {"2.nii.gz", "2.json"}
   err = capsys.readouterr().err
   assert f"pair 1: {a / '1.nii.gz'}: the gzip file is truncated" in err
   assert f"pair 3: {b / '3.nii.gz'}: is no NIfTI file" in err

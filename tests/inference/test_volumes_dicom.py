@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from fake_model import listing
 from pydicom.data import get_testdata_file
 
 from dmfnet_jax.cli import main
@@ -141,7 +142,7 @@ def test_folders_of_series(tmp_path, model, capsys):
   (tmp_path / "b" / "case 2" / "IM0000").write_bytes(b"broken")
   out = tmp_path / "out"
   assert _fuse(tmp_path / "a", tmp_path / "b", "-o", out) == 1
-  assert set(os.listdir(out)) == {"case 1", "case 1.json"}
+  assert set(listing(out)) == {"case 1", "case 1.json"}
   assert len(os.listdir(out / "case 1")) == COUNT
   err = capsys.readouterr().err
   assert "IM0000 is left out" in err
@@ -188,3 +189,24 @@ def test_a_source_folder_is_not_written_to(series, model, capsys):
     assert _fuse(a / "IM0001", b / "IM0001", "-o", out) == 2
     assert sorted(os.listdir(out)) == before
   assert capsys.readouterr().err.count("would replace a source") == 4
+
+
+def test_a_series_that_is_whole_is_not_fused_again(tmp_path, model, monkeypatch):
+  """Its record, written last, tells; one that was interrupted is done again."""
+  for name in ("1", "2"):
+    for role in "ab":
+      phantoms.write_series(tmp_path / role / name, COUNT)
+  command = tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out", "--resume"
+
+  def interrupted(*args):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr("dmfnet_jax.inference.volume_results.write_record", interrupted)
+    assert _fuse(*command) == 130
+  assert listing(tmp_path / "out") == ["1"]
+  assert _fuse(*command) == 0
+  assert listing(tmp_path / "out") == ["1", "1.json", "2", "2.json"]
+  model.calls.clear()
+  assert _fuse(*command) == 0
+  assert model.calls == []

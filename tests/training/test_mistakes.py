@@ -164,7 +164,7 @@ def test_a_slice_that_does_not_answer_is_told(dmfnet_train, monkeypatch):
 def test_a_step_of_one_task_is_alone(monkeypatch, tasks, step_tasks, expected):
   """As a plain command in an allocation for several."""
   monkeypatch.setattr(distributed, "has_tpu", lambda: False)
-  environment = {"SLURM_NTASKS": tasks, "SLURM_STEP_NODELIST": "node1"}
+  environment = {"SLURM_NTASKS": tasks, "SLURM_STEP_NODELIST": "node1", "SLURM_PROCID": "1"}
   if step_tasks:
     environment["SLURM_STEP_NUM_TASKS"] = step_tasks
   assert distributed._in_cluster(environment) == expected
