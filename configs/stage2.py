@@ -27,7 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.batch_size = 1  # pairs a step, over all devices
   config.num_train_steps = 300 * 662  # 300 epochs of the Harvard split
   config.compute_dtype = "float32"  # or "bfloat16"; parameters, norms and losses stay float32
-  config.remat = False  # recompute activations in the backward pass: less memory, more time
   config.on_nonfinite = "stop"  # or "skip" the step; either way nonfinite.jsonl has its examples
   config.may_change = ()  # names of fields that a resumed run may have other than its checkpoint
   config.profile_steps = 0  # steps to profile, from the third on; 0: none

@@ -114,6 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
   hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
   hosts.add_argument("--num-processes", metavar="N", type=cli_fuse.whole(1), help="how many")
   hosts.add_argument("--process-id", metavar="I", type=cli_fuse.whole(0), help="this one, from 0")
+  hosts.add_argument(
+    "--preempted-exit-code",
+    metavar="N",
+    type=cli_fuse.whole(0),
+    default=0,
+    help="where SIGTERM stopped the run, for launchers that start again what fails (%(default)s)",
+  )
 
   about = "Compile the train step for a TPU slice that is not here: does it fit, what does it cost?"
   preflight = command("preflight", _preflight, about)
@@ -246,7 +253,7 @@ def _evaluate(args: argparse.Namespace) -> int | None:
   return evaluate_folders(args.a, args.b, args.fused, json_file=args.json)
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
   arguments = _config_arguments(args)
   from dmfnet_jax.training.config import parse_config
 
@@ -257,8 +264,8 @@ def _train(args: argparse.Namespace) -> None:
   with distributed.joined(args.coordinator, args.num_processes, args.process_id):
     from dmfnet_jax.training.loop import train_and_evaluate
 
-    # It returns the trained state, for callers in Python; here it is in the workdir.
-    train_and_evaluate(config, args.workdir)
+    state = train_and_evaluate(config, args.workdir)
+  return 0 if int(state.step) >= config.num_train_steps else args.preempted_exit_code
 
 
 def _preflight(args: argparse.Namespace) -> int:

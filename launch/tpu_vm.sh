@@ -4,12 +4,14 @@
 #
 #   launch/tpu_vm.sh create    # the slice
 #   launch/tpu_vm.sh setup     # this checkout and its packages on every worker
-#   launch/tpu_vm.sh train     # until it ends
+#   launch/tpu_vm.sh train     # starts it; it goes on when this terminal closes
+#   launch/tpu_vm.sh logs      # what worker 0 says, until Ctrl-C
+#   launch/tpu_vm.sh stop      # all save the same step and end
 #   launch/tpu_vm.sh delete
 #
 # EDIT the next lines, or set them in the environment. The dataset must lie at DATA_DIR already
 # (dmfnet data prepare ... --data-dir), and all workers must reach it and WORKDIR: gs:// addresses.
-# The package needs Python >= 3.11: PYTHON names one, with venv, that the workers have.
+# The package needs Python >= 3.11: PYTHON names one, which setup installs where it is missing.
 set -euo pipefail
 
 TPU_NAME=${TPU_NAME:-dmfnet}
@@ -44,18 +46,25 @@ case "${1:-}" in
     "${TPU[@]}" scp "$archive" "$TPU_NAME:dmfnet_jax.tar.gz" "${WHERE[@]}" --worker=all
     rm "$archive"
     on_all_workers "mkdir -p dmfnet_jax && tar -xzf dmfnet_jax.tar.gz -C dmfnet_jax && cd dmfnet_jax &&
+      { command -v $PYTHON >/dev/null || sudo apt-get install -y -qq $PYTHON $PYTHON-venv; } &&
       $PYTHON -m venv .venv && .venv/bin/pip install --quiet '.[tpu]' gcsfs"
     ;;
   train)
     # JAX finds the other workers through the slice's metadata.
-    on_all_workers "cd dmfnet_jax && .venv/bin/dmfnet train --config $CONFIG --workdir $WORKDIR \
-      --config.data_dir=$DATA_DIR $OVERRIDES"
+    on_all_workers "cd dmfnet_jax && (nohup .venv/bin/dmfnet train --config $CONFIG \
+      --workdir $WORKDIR --config.data_dir=$DATA_DIR $OVERRIDES >>train.log 2>&1 </dev/null &)"
+    ;;
+  logs)
+    "${TPU[@]}" ssh "$TPU_NAME" "${WHERE[@]}" --worker=0 --command="tail -n 50 -F dmfnet_jax/train.log"
+    ;;
+  stop)
+    on_all_workers "pkill -TERM -f '[d]mfnet train' || true"
     ;;
   delete)
     "${TPU[@]}" delete "$TPU_NAME" "${WHERE[@]}" --quiet
     ;;
   *)
-    echo "usage: $0 create|setup|train|delete" >&2
+    echo "usage: $0 create|setup|train|logs|stop|delete" >&2
     exit 2
     ;;
 esac

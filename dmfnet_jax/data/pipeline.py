@@ -12,6 +12,7 @@ gives; it must be picklable where worker processes are used. TensorFlow is not i
 """
 
 import functools
+import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -185,8 +186,18 @@ class TrainBatches(Iterator[Batch]):
       # Grain asks absl for its settings when it starts workers, but only an absl app parses flags.
       flags.FLAGS.mark_as_parsed()
     return batches.to_iter_dataset(_read_options()).mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=self._num_workers)
+      grain.MultiprocessingOptions(num_workers=self._num_workers), worker_init_fn=_ignore_signals
     )
+
+
+def _ignore_signals(worker: int, num_workers: int) -> None:
+  """Leaves signals, which clusters and terminals send to a whole group, to the main process.
+
+  It saves and ends its workers.
+  """
+  del worker, num_workers
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 
 
 def make_eval_batches(

@@ -41,7 +41,9 @@ def choose_passes(config: Mapping[str, Any], size: tuple[int, int], pairs: int, 
   """How many of the UNet's 2 T passes to run as one batch on the device at hand.
 
   On a CPU one after the other: it takes the least memory and is no slower (the activations of one
-  pass stay nearer to the cores). On an accelerator as many as fit half of the memory that is free.
+  pass stay nearer to the cores). So on a TPU, whose compiler expects a single pair to take 81 million
+  cycles that way and 138 with all six passes at once, and eight pairs the same either way
+  (`tests/benchmarks/NOTES.md`). On a GPU as many as fit half of the memory that is free.
 
   Args:
     config: the model config.
@@ -55,7 +57,7 @@ def choose_passes(config: Mapping[str, Any], size: tuple[int, int], pairs: int, 
   import jax
 
   passes = 2 * len(config["features"]["timesteps"])
-  if jax.default_backend() == "cpu":
+  if jax.default_backend() in ("cpu", "tpu"):
     return 1
   stats = jax.local_devices()[0].memory_stats() or {}
   if "bytes_limit" not in stats:

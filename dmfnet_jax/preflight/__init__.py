@@ -119,10 +119,10 @@ def _find_batch(
 
 
 def _recipe(config: ml_collections.ConfigDict) -> str:
-  remat = ", with" if config.remat else ", without"
+  remat = f", with{'' if config.remat else 'out'} remat" if config.stage == 1 else ""
   return (
     f"stage {config.stage}, width {config.unet.width}, crops of {config.crop_size}, "
-    f"{config.compute_dtype}{remat} remat"
+    f"{config.compute_dtype}{remat}"
   )
 
 

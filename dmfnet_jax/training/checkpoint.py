@@ -26,6 +26,7 @@ from dmfnet_jax.training.state import TrainState
 STAGE1_FILE = "stage1.safetensors"
 MODEL_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints"
+_METRICS = "metrics"  # Orbax's names, of the item and of the file in it
 # What cannot be read is moved here, out of the way of a new checkpoint of the same step.
 _DAMAGED = "damaged_checkpoints"
 
@@ -61,6 +62,7 @@ class Checkpointer:
       ),
     )
     with self._writing():
+      self._put_aside_damaged_metrics()
       self._manager = ocp.CheckpointManager(_checkpoints(workdir), options=options)
 
   def save(
@@ -102,7 +104,7 @@ class Checkpointer:
     Raises:
       UserError: the checkpoint is of another config, or none of those that are there can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = distributed.same_everywhere(sorted(self._manager.all_steps(), reverse=True))
     for index, step in enumerate(steps):
       restored = self._read(step, state)
       if restored is not None:
@@ -131,32 +133,48 @@ class Checkpointer:
 
   def _try_to_read(self, step: int, **items: Any) -> Any:
     """Reads a checkpoint's items; None where one is missing or damaged, for any process."""
-    restored, reason = None, ""
-    try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-      missing = [name for name in items if restored[name] is None]
-      reason = f"it has no {missing[0]}" if missing else ""
-    # Damage shows in as many ways as there are readers: JSON, Zarr, OCDBT, Orbax's own files.
-    except Exception as error:
-      reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if distributed.agree(not reason):
-      return restored
-    path = _checkpoints(self._workdir) / str(step)
-    say(f"warning: cannot read the checkpoint {path} ({reason[:200]}): trying the one before it")
-    return None
+    folder = _checkpoints(self._workdir)
+    restored, reason = _read_items(folder, step, items)
+    if restored is None:
+      path = folder / str(step)
+      say(f"warning: cannot read the checkpoint {path} ({reason}): trying the one before it")
+    return restored
 
   def _put_aside(self, steps: Sequence[int]) -> None:
     if not steps:
       return
     if jax.process_index() == 0:
-      folder = self._workdir / _DAMAGED
       with self._writing():
-        folder.mkdir(parents=True, exist_ok=True)
         for step in steps:
-          name = f"{step}_{sum(1 for _ in folder.iterdir())}"
-          (_checkpoints(self._workdir) / str(step)).rename(folder / name)
+          self._move_to_damaged(_checkpoints(self._workdir) / str(step), str(step))
     distributed.wait_for_all(_DAMAGED)
     self._manager.reload()
+
+  def _put_aside_damaged_metrics(self) -> None:
+    """Moves metrics that cannot be read out of Orbax's way: it would read them all, or nothing."""
+    folder = _checkpoints(self._workdir)
+    if jax.process_index() == 0 and folder.is_dir():
+      for path in folder.iterdir():
+        try:
+          _read_metrics(path)
+        except ValueError as error:
+          say(f"warning: cannot read the metrics of the checkpoint {path} ({error}): left out")
+          self._move_to_damaged(path / _METRICS, f"{path.name}_{_METRICS}")
+    distributed.wait_for_all(_METRICS)
+
+  def _move_to_damaged(self, path: epath.Path, name: str) -> None:
+    folder = self._workdir / _DAMAGED
+    folder.mkdir(parents=True, exist_ok=True)
+    path.rename(folder / f"{name}_{sum(1 for _ in folder.iterdir())}")
+
+  def check(self) -> None:
+    """Looks whether a save that was under way has failed, without waiting for it.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    if not self._manager.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
     """Waits until everything that was saved is on disk.
@@ -180,6 +198,8 @@ class Checkpointer:
   def _writing(self) -> Iterator[None]:
     try:
       yield
+    except jax.errors.JaxRuntimeError:  # another process is lost: that is no matter of writing
+      raise
     # TensorStore reports a full disk as a ValueError, Orbax's threads as a RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
       reason = " ".join(str(error).split())[:300]
@@ -204,7 +224,9 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Loads the best checkpoint of a training workdir (of least validation loss).
+  """Loads the best checkpoint of a training workdir (of least validation loss) that can be read.
+
+  In a run of several processes all of them must call it.
 
   Args:
     workdir: a workdir of Stage I or Stage II.
@@ -214,22 +236,20 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     one), and the model config.
 
   Raises:
-    UserError: the folder holds no checkpoint.
+    UserError: the folder holds no checkpoint, or none that can be read.
   """
-  directory = _checkpoints(workdir)
-  manager = None
-  if directory.is_dir():
-    options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics["loss"], best_mode="min", read_only=True
-    )
-    manager = ocp.CheckpointManager(directory, options=options)
-  # A run that was stopped before its first evaluation has no best one.
-  step = (manager.best_step() or manager.latest_step()) if manager else None
-  if manager is None or step is None:
+  folder = _checkpoints(workdir)
+  steps = distributed.same_everywhere(_best_first(folder))
+  if not steps:
     raise UserError(f"no checkpoint in {workdir}: give the --workdir of a training run")
-  restored = manager.restore(
-    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
-  )
+  for step in steps:
+    items = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
+    restored, reason = _read_items(folder, step, items)
+    if restored is not None:
+      break
+    say(f"warning: cannot read the checkpoint {folder / str(step)} ({reason}): trying another one")
+  else:
+    raise UserError(f"none of the checkpoints in {folder} can be read")
   state, config = restored["state"], restored["config"]
   trained = state.get("ema_params") or state["params"]
   trained = jax.tree.map(np.asarray, trained)
@@ -259,6 +279,56 @@ def write_model(workdir: epath.Path) -> epath.Path:
     weights.save_weights(workdir / MODEL_FILE, params, config, np.float16)
   distributed.wait_for_all(MODEL_FILE)
   return workdir / MODEL_FILE
+
+
+def _read_items(folder: epath.Path, step: int, items: Mapping[str, Any]) -> tuple[Any | None, str]:
+  """Reads items of a checkpoint: all, or None and why, on every process alike.
+
+  Each process reads by itself, as if it were alone: where one of them cannot, it would leave the
+  others waiting at a barrier of Orbax's.
+  """
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+  )
+  restored, reason = None, ""
+  try:
+    handler = ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+      restored = reader.restore(folder / str(step), args=ocp.args.Composite(**items))
+    missing = [name for name in items if restored[name] is None]
+    reason = f"it has no {missing[0]}" if missing else ""
+  # Damage shows in as many ways as there are readers: JSON, Zarr, OCDBT, Orbax's own files.
+  except Exception as error:
+    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+  if distributed.agree(not reason):
+    return restored, ""
+  return None, reason or "another process cannot"
+
+
+def _best_first(folder: epath.Path) -> list[int]:
+  """The steps of a run's checkpoints: by validation loss, then the newest without one."""
+  if not folder.is_dir():
+    return []
+  losses = {}
+  for path in folder.iterdir():
+    if path.name.isdecimal():  # others are being written
+      losses[int(path.name)] = np.inf
+      with contextlib.suppress(ValueError):
+        losses[int(path.name)] = (_read_metrics(path) or {}).get("loss", np.inf)
+  return sorted(losses, key=lambda step: (losses[step], -step))
+
+
+def _read_metrics(checkpoint: epath.Path) -> dict[str, float] | None:
+  """The validation means that were saved with a checkpoint; None where it was not evaluated.
+
+  Raises:
+    ValueError: they are damaged.
+  """
+  path = checkpoint / _METRICS / _METRICS
+  return json.loads(path.read_text()) if path.exists() else None
 
 
 def _checkpoints(workdir: epath.Path) -> epath.Path:

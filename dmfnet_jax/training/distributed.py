@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -66,6 +66,13 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
     process_id = _number("JAX_PROCESS_ID")
   given = (coordinator, num_processes, process_id)
   if given == (None, None, None) and not _in_cluster(os.environ):
+    if (
+      "KUBERNETES_SERVICE_HOST" in os.environ and os.environ.get("JOB_COMPLETION_INDEX", "0") != "0"
+    ):
+      raise UserError(
+        "this pod is one of several, and has no TPU by which to find the others: set "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each"
+      )
     return
   # Some given and others not is for JAX: it can find the missing ones in a cluster.
   if None in given and not _in_cluster(os.environ):
@@ -113,21 +120,23 @@ def _leave(error: BaseException) -> None:
   """Says what is wrong and ends this process, waiting for nobody."""
   who = f"process {jax.process_index()} of {jax.process_count()}"
   code = 1
-  if isinstance(error, UserError):
-    print(f"dmfnet: error: {error} ({who})", file=sys.stderr)
-    code = 2
-  elif isinstance(error, KeyboardInterrupt):
-    print(f"dmfnet: interrupted ({who})", file=sys.stderr)
-    code = 130
-  else:
-    traceback.print_exception(error, file=sys.stderr)
-    print(
-      f"dmfnet: error: {who} ends, and the others with it; where one of them was lost, the same "
-      "command on all resumes from the last checkpoint",
-      file=sys.stderr,
-    )
-  sys.stdout.flush()
-  sys.stderr.flush()
+  # A standard error that nobody reads any more must not keep the process.
+  with contextlib.suppress(OSError):
+    if isinstance(error, UserError):
+      code = 2
+      print(f"dmfnet: error: {error} ({who})", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+      code = 130
+      print(f"dmfnet: interrupted ({who})", file=sys.stderr)
+    else:
+      traceback.print_exception(error, file=sys.stderr)
+      print(
+        f"dmfnet: error: {who} ends, and the others with it; where one of them was lost, the same "
+        "command on all resumes from the last checkpoint",
+        file=sys.stderr,
+      )
+    sys.stdout.flush()
+    sys.stderr.flush()
   if jax.process_index() == 0:
     # The others, where they end for the same reason, may say so: without process 0 they abort.
     time.sleep(1)
@@ -139,6 +148,27 @@ def agree(yes: bool) -> bool:
   if jax.process_count() == 1:
     return yes
   return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
+
+
+def largest(value: float) -> float:
+  """The largest of all processes' values; every process must ask."""
+  if jax.process_count() == 1:
+    return value
+  return float(np.max(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def same_everywhere(values: Sequence[int]) -> list[int]:
+  """Process 0's values, on every process; every process must ask.
+
+  What a process reads from a shared folder may differ from what another has read a moment before.
+  """
+  if jax.process_count() == 1:
+    return list(values)
+  count = multihost_utils.broadcast_one_to_all(np.asarray(len(values)))
+  mine = np.zeros(int(count), np.int64)
+  if jax.process_index() == 0:
+    mine[:] = values
+  return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)]
 
 
 def wait_for_all(name: str) -> None:

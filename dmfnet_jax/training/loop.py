@@ -100,12 +100,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
 
   say("compiling the step: the first one takes a while")
   with (
+    distributed.preemption() as preempted,  # first: a second signal finds it until all is written
     _closing_checkpoints(checkpointer),
     contextlib.closing(train_iterator),
     contextlib.closing(Report(config, first_step, guard.passes)) as report,
     contextlib.closing(MetricWriter(workdir, first_step)) as writer,
     contextlib.closing(Profiler(workdir, first_step, config.profile_steps)) as profiler,
-    distributed.preemption() as preempted,
   ):
     pending: tuple[int, Mapping[str, Array], np.ndarray] | None = None
     for step in range(first_step + 1, config.num_train_steps + 1):
@@ -120,17 +120,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       pending = (step, metrics, records)
       profiler.after(step, metrics)
 
-      stop = preempted(step)
+      # The last step ends the run anyway, and with its evaluation.
+      stop = preempted(step) and step < config.num_train_steps
       save = due(config.checkpoint_every_steps, step) or stop
       # A machine that is being taken away has no time left for more than the checkpoint.
       evaluate_now = not stop and (save or due(config.eval_every_steps, step))
       sample = not stop and due(config.sample_every_steps, step)
-      log = due(config.log_every_steps, step)
+      log = due(config.log_every_steps, step) or stop
       if save or evaluate_now or sample or log:
         report.add(step, metrics, records)
         pending = None
       if log:
         writer.write_scalars(step, report.summary(step))
+        checkpointer.check()
       evaluated = None
       if evaluate_now:
         evaluated = evaluate(eval_step, state, eval_batches)
@@ -146,7 +148,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       if save:
         writer.flush()
         checkpointer.save(host_state, train_iterator.get_state(), evaluated)
-      if stop and step < config.num_train_steps:
+      if stop:
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
   if step == config.num_train_steps:

@@ -1,6 +1,7 @@
 """Progress of a run: a bar or lines, means of the metrics, speed and memory, and a profile."""
 
 import collections
+import contextlib
 import resource
 import sys
 import time
@@ -12,13 +13,19 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from dmfnet_jax.training import distributed
+
 Array = jax.Array
 
 
 def say(line: str) -> None:
-  """Prints a line on standard error, beside a progress bar; on process 0 only."""
+  """Prints a line on standard error, beside a progress bar; on process 0 only.
+
+  Where nobody listens any more, as when a terminal was closed, the run goes on.
+  """
   if jax.process_index() == 0:
-    tqdm.write(line, file=sys.stderr)
+    with contextlib.suppress(OSError):
+      tqdm.write(line, file=sys.stderr)
 
 
 class Report:
@@ -82,7 +89,8 @@ class Report:
     summary |= {
       "steps_per_second": rate,
       "images_per_second": 2 * self._batch_size * rate,
-      "data_wait_fraction": self._waited / seconds,
+      # Of the process that waits longest: all wait for it.
+      "data_wait_fraction": distributed.largest(self._waited / seconds),
       "device_memory_gib": peak_memory() / 2**30,
     }
     if self._bar.disable and not self._quiet:

@@ -144,7 +144,9 @@ def make_networks(
   config: ml_collections.ConfigDict,
 ) -> tuple[models.UNet, models.FusionHead | None]:
   """Builds the networks of a config's stage."""
-  unet = models.build_unet(config.unet.to_dict(), config.compute_dtype, config.remat)
+  # Stage II's frozen UNet has no backward pass for which anything could be recomputed.
+  remat = config.stage == 1 and config.remat
+  unet = models.build_unet(config.unet.to_dict(), config.compute_dtype, remat)
   if config.stage == 1:
     return unet, None
   head = models.build_fusion_head(

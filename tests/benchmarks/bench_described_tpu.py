@@ -3,7 +3,7 @@
   pip install -e ".[preflight]"
   python tests/benchmarks/bench_described_tpu.py [--topology v5e:1x1] [--width 128] [--size 256]
 
-Compiles for one chip, in bfloat16: a pair's fusing for each number of passes at a time, and the
+Compiles for one chip, in bfloat16: pairs' fusing for each number of passes at a time, and the
 gradient of one ResNet block of Stage I with and without dropout. Prints the compiler's estimated
 cycles, the share of them at the chip's full matrix rate that the arithmetic alone would take, and
 the operations that take most. These are estimates that serve to compare graphs; nothing is run.
@@ -39,6 +39,7 @@ def main() -> None:
   parser.add_argument("--topology", default="v5e:1x1", help="of one chip (%(default)s)")
   parser.add_argument("--width", type=int, default=128, help="of the finest level (%(default)s)")
   parser.add_argument("--size", type=int, default=256, help="of the fused pair (%(default)s)")
+  parser.add_argument("--pairs", type=int, nargs="*", default=[1], help="fused at a time")
   parser.add_argument("--passes", type=int, nargs="*", default=[1, 2, 3, 6], help="at a time")
   parser.add_argument("--crops", type=int, default=16, help="for the block (%(default)s)")
   parser.add_argument("--crop-size", type=int, default=160)
@@ -70,13 +71,15 @@ def main() -> None:
     report(name, gradient, 3 * _block_arithmetic(args), inputs)
   config = measuring.model_config(args.width)
   params = measuring.drawn_params(config)
-  image = jax.ShapeDtypeStruct((1, args.size, args.size), np.float32)
-  keys = jax.eval_shape(lambda: pair_keys(0, [""]))
-  inputs = [params, image, image, keys]
-  flops = _arithmetic(fuse_function(config, "bfloat16", 6), *inputs)
-  for passes in args.passes:
-    fuse = fuse_function(config, "bfloat16", passes)
-    report(f"a pair of {args.size}, {passes} at a time", fuse, flops, inputs, 6 // passes)
+  for pairs in args.pairs:
+    image = jax.ShapeDtypeStruct((pairs, args.size, args.size), np.float32)
+    keys = jax.eval_shape(functools.partial(pair_keys, 0, [""] * pairs))
+    inputs = [params, image, image, keys]
+    flops = measuring.arithmetic(fuse_function(config, "bfloat16", 6), *inputs)
+    for passes in args.passes:
+      fuse = fuse_function(config, "bfloat16", passes)
+      name = f"{pairs} x {args.size}, {passes} passes at a time"
+      report(name, fuse, flops, inputs, 6 // passes)
 
 
 def _block(args: argparse.Namespace, rate: float) -> tuple[Any, ...]:
@@ -97,12 +100,6 @@ def _block(args: argparse.Namespace, rate: float) -> tuple[Any, ...]:
 def _block_arithmetic(args: argparse.Namespace) -> float:
   """Operations of the two convolutions of a block, forward."""
   return 2 * 2 * 9 * args.width**2 * args.crops * args.crop_size**2
-
-
-def _arithmetic(function: Any, *inputs: Any) -> float:
-  """Operations of a graph, from its description for the CPU: a TPU's has no such count."""
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
 
 
 def _placed(sharding: Any, x: Any) -> jax.ShapeDtypeStruct:

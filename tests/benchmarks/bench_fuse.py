@@ -63,7 +63,7 @@ def main() -> None:
   print(f"one pair of {size} x {size}, width {width}, float32, medians of {args.repeats}")
   print(measuring.machine(), flush=True)
   seconds = measuring.interleaved_medians(runs | convolutions, args.repeats)
-  arithmetic = _arithmetic(engines[6], noisy)
+  arithmetic = measuring.arithmetic(engines[6].fuse_noisy, *noisy, measuring.LEVELS)
   peak_name = min(convolutions, key=seconds.__getitem__)
   peak = _convolution_arithmetic(size, width) / seconds[peak_name]
   print(f"{'':28} {'seconds':>8} {'GFLOP/s':>8} {'of peak':>8} {'temporaries':>12}")
@@ -114,12 +114,6 @@ def _convolutions(size: int, width: int) -> dict:
 
 def _convolution_arithmetic(size: int, width: int) -> float:
   return 2.0 * 9 * (size * width) ** 2
-
-
-def _arithmetic(engine: Engine, noisy: np.ndarray) -> float:
-  """Floating-point operations of the whole graph, from its description (nothing is compiled)."""
-  lowered = jax.jit(engine.fuse_noisy).lower(*noisy, measuring.LEVELS)
-  return lowered.cost_analysis()["flops"]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
   python tests/benchmarks/bench_growth.py [--width 32] [--repeats 5] [--plot growth.png]
 
 Random weights at `small`'s width by default. Medians of runs that take turns; compiling is not
-counted. The memory is what XLA plans for the activations. Seconds a megapixel would be constant but
-for the attention, whose arithmetic grows with the square of the pixels.
+counted. The memory is what XLA plans for the activations on a device. Seconds a megapixel would be
+constant but for the attention, whose arithmetic grows with the square of the pixels.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
@@ -73,7 +74,8 @@ def _measure(
     keys = pair_keys(0, [str(i) for i in range(count)])
     runs[f"{size} {count}"] = functools.partial(engine.fuse, a, b, keys, batch_size=count)
   seconds = measuring.interleaved_medians(runs, repeats).values()
-  memory = [engine.temporary_bytes(size, size, count) / 1e6 for size, count in cases]
+  devices = jax.local_device_count()
+  memory = [engine.temporary_bytes(size, size, -(-count // devices)) / 1e6 for size, count in cases]
   return list(zip(seconds, memory, strict=True))
 
 

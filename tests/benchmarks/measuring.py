@@ -60,6 +60,18 @@ def interleaved_medians(
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def arithmetic(function: Callable[..., Any], *inputs: Any) -> float:
+  """Floating-point operations of a function, from its description: nothing is compiled.
+
+  Of the description for the CPU: an accelerator's may have no such count. A loop's body counts
+  once.
+  """
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    compilable = function if hasattr(function, "lower") else jax.jit(function)
+    return compilable.lower(*shapes).cost_analysis()["flops"]
+
+
 def paper_model(width: int) -> tuple[tuple[Any, Any] | None, Any, dict[str, Any]]:
   """The paper's model at a width: PyTorch's networks, or None without torch; params; config."""
   if importlib.util.find_spec("torch") is None:

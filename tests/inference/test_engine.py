@@ -153,9 +153,11 @@ class Accelerator:
 
 
 def test_passes_follow_the_memory_at_hand(monkeypatch):
-  """A CPU takes the passes one by one; an accelerator as many as fit half of what is free."""
+  """CPUs and TPUs take the passes one by one; a GPU as many as fit half of what is free."""
   _, config = tiny.model()
   choice = (config, (256, 256), 4, "float32")
+  assert batches.choose_passes(*choice) == 1
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert batches.choose_passes(*choice) == 1
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for passes in (1, 2, 3, 6):

@@ -66,7 +66,7 @@ def test_tpu_script_without_a_step_says_how(tmp_path):
     ["bash", str(LAUNCH / "tpu_vm.sh")], capture_output=True, text=True, check=False
   )
   assert done.returncode == 2
-  assert "create|setup|train|delete" in done.stderr
+  assert "create|setup|train|logs|stop|delete" in done.stderr
 
 
 def test_tpu_script_takes_a_python_that_the_package_allows():
@@ -107,6 +107,13 @@ def test_jobset_is_a_slice_and_two_slices():
     assert spec["parallelism"] == spec["completions"] == chips // per_host
     assert pod["terminationGracePeriodSeconds"] >= 30
     check_command(container["args"], slices * chips)
+    # A preempted run ends with what makes JobSet start it again.
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    (code,) = rule["onExitCodes"]["values"]
+    assert f"--preempted-exit-code={code}" in container["args"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    (restart,) = document["spec"]["failurePolicy"]["rules"]
+    assert restart["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     workdirs.add(next(arg for arg in container["args"] if arg.startswith("--workdir=gs://")))
   assert len(workdirs) == 2  # two runs must not share one
 

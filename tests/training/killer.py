@@ -9,7 +9,6 @@ takes a moment. Prints how often a save was under way when the kill came.
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -31,9 +30,9 @@ def attempt(job: dict) -> int:
   return pid
 
 
-def saving(workdir: Path) -> bool:
-  """Whether a checkpoint is being written: Orbax has it under another name until it is whole."""
-  return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+def unfinished(workdir: Path) -> set[str]:
+  """The checkpoints that are not whole: Orbax has them under another name until then."""
+  return {path.name for path in (workdir / "checkpoints").glob("*tmp*")}
 
 
 def lines(workdir: Path) -> int:
@@ -46,16 +45,14 @@ def main() -> None:
   workdir, rng = Path(job["workdir"]), random.Random(0)
   during_saves = 0
   for kill in range(num_kills):
-    # Else the rest of a save that an earlier kill has cut short would be taken for a new one.
-    for rest in (workdir / "checkpoints").glob("*tmp*"):
-      shutil.rmtree(rest)
+    rests = unfinished(workdir)  # of saves that earlier kills have cut short: the run copes
     pid = attempt(job)
     begin, written = time.monotonic(), None
     wait = [rng.uniform(0, 2), 60.0, 60.0][kill % 3]
     while time.monotonic() - begin < wait:
       if os.waitpid(pid, os.WNOHANG)[0]:
         sys.exit(f"attempt {kill} ended before it was killed")
-      if kill % 3 == 1 and saving(workdir):
+      if kill % 3 == 1 and unfinished(workdir) - rests:
         break
       if kill % 3 == 2:
         # The file starts anew without the lines after the checkpoint; then some are added.
@@ -65,7 +62,7 @@ def main() -> None:
           break
       time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.01 if kill % 3 == 1 else 0.03))  # a save is soon done
-    during_saves += saving(workdir)
+    during_saves += bool(unfinished(workdir) - rests)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
   print(f"{during_saves} of {num_kills} kills during a save", flush=True)

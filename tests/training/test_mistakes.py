@@ -1,5 +1,7 @@
 """What `dmfnet train` answers to mistakes: one line that names the field or the file."""
 
+import types
+
 import jax
 import pytest
 import tiny
@@ -106,10 +108,19 @@ def test_stage1_must_name_a_unet(dmfnet_train, on_tiny_data, tmp_path, stage1, m
 def test_the_command_trains_with_overrides(on_tiny_data, tmp_path, monkeypatch):
   """What reaches the loop: the file's config with the overrides, and the workdir."""
   reached = []
-  monkeypatch.setattr(loop, "train_and_evaluate", lambda *args: reached.append(args))
+  steps = iter([630_000, 7, 7])
+
+  def train_and_evaluate(*args):
+    reached.append(args)
+    return types.SimpleNamespace(step=next(steps))
+
+  monkeypatch.setattr(loop, "train_and_evaluate", train_and_evaluate)
   words = ["train", "--config", STAGE1, "--workdir", "w", *on_tiny_data, "--config.seed=3"]
   assert main(words) == 0
   ((config, workdir),) = reached
+  # One that SIGTERM stopped ends well, too, unless a launcher wants to know.
+  assert main(words) == 0
+  assert main([*words, "--preempted-exit-code=75"]) == 75
   assert workdir == "w"
   assert (config.seed, config.dataset, config.unet.width) == (3, "paired_folder", 128)
 
@@ -136,6 +147,13 @@ def test_a_deeper_unet_wants_a_coarser_crop(dmfnet_train):
 )
 def test_processes_are_given_wholly_or_not_at_all(dmfnet_train, flags, message):
   assert message in dmfnet_train(STAGE1, *flags)
+
+
+def test_pods_that_cannot_find_each_other_do_not_train_alone(dmfnet_train, monkeypatch):
+  monkeypatch.setattr(distributed, "has_tpu", lambda: False)
+  monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+  monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+  assert "this pod is one of several, and has no TPU" in dmfnet_train(STAGE1)
 
 
 def test_a_slice_that_does_not_answer_is_told(dmfnet_train, monkeypatch):

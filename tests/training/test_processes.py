@@ -95,10 +95,10 @@ def test_sigterm_saves_on_all_and_another_topology_goes_on(data_dir, tmp_path):
   workdir = tmp_path / "run"
   job = {"data_dir": data_dir, "workdir": workdir, "toy": True}
   changes = {"num_train_steps": 100_000, "checkpoint_every_steps": 0, "eval_every_steps": 0}
-  process = start(2, 2, **job, changes=changes)
+  process = start(2, 2, **job, changes=changes | {"num_workers": 1})
   wait_for_line(workdir / "metrics.jsonl", process)
   begin = time.monotonic()
-  os.kill(children_of(process)[1], signal.SIGTERM)
+  os.killpg(children_of(process)[1], signal.SIGTERM)  # its reading worker gets it, too
   output = finish(process)
   assert time.monotonic() - begin < 30
   (checkpoint,) = (workdir / "checkpoints").iterdir()
@@ -115,19 +115,38 @@ def test_sigterm_saves_on_all_and_another_topology_goes_on(data_dir, tmp_path):
       np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_a_lost_process_ends_the_others_within_a_minute(data_dir, tmp_path):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_others_within_a_minute(data_dir, tmp_path, lost):
   workdir = tmp_path / "run"
   changes = {"num_train_steps": 1_000_000, "checkpoint_every_steps": 50, "eval_every_steps": 0}
   process = start(2, 1, data_dir=data_dir, workdir=workdir, toy=True, changes=changes)
   wait_for_line(workdir / "metrics.jsonl", process, '"step": 60')
   begin = time.monotonic()
-  os.kill(children_of(process)[1], signal.SIGKILL)
+  os.kill(children_of(process)[lost], signal.SIGKILL)
   output, _ = process.communicate(timeout=90)
   assert time.monotonic() - begin < 60  # local.py would kill it then: it ended by itself
   # That of the survivor (an error, or JAX's abort), or of the one that was killed.
   assert process.returncode in (1, 128 + signal.SIGABRT, 128 + signal.SIGKILL), output
-  assert "[0] dmfnet: error: process 0 of 2 ends" in output or "another task died" in output
+  survivor = 1 - lost
+  ended = f"[{survivor}] dmfnet: error: process {survivor} of 2 ends"
+  assert ended in output or "another task died" in output or "UNAVAILABLE" in output
   assert any((workdir / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_used_by_none(data_dir, tmp_path):
+  """Both go back to the one before, and end as if it had been the newest."""
+  changes = {"checkpoint_every_steps": 2, "eval_every_steps": 0, "num_train_steps": 4}
+  job = {"data_dir": data_dir, "workdir": tmp_path / "run", "toy": True}
+  finish(start(2, 1, **job, changes=changes))
+  changes["num_train_steps"] = 6
+  out = tmp_path / "out.npz"
+  output = finish(start(2, 1, **job, changes=changes, blind_to=4, out=out))
+  assert "cannot read the checkpoint" in output
+  assert "at step 2" in output
+  straight = job | {"workdir": tmp_path / "straight", "out": tmp_path / "straight.npz"}
+  finish(start(2, 1, **straight, changes=changes))
+  with np.load(out) as ours, np.load(tmp_path / "straight.npz") as theirs:
+    tiny.assert_same(dict(ours), dict(theirs))
 
 
 def test_stage2_ends_with_a_model_file(data_dir, tmp_path):

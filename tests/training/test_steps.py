@@ -260,3 +260,41 @@ def test_bfloat16_computes_nearly_the_same(first_steps, stage):
   )
   cosine = moments @ exact_moments / np.linalg.norm(moments) / np.linalg.norm(exact_moments)
   assert cosine > 0.99
+
+
+def test_remat_computes_activations_again_in_the_backward_pass():
+  for remat in (False, True):
+    config = tiny.config(1, remat=remat)
+    loss_fn = stages.make_loss(config)
+    params = jax.eval_shape(lambda config=config: stages.init_params(config))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+
+    def loss(params, batch, keys, loss_fn=loss_fn):
+      return jnp.mean(loss_fn(params, None, batch, keys, True)[0])
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params, make_batch(2), keys))
+    assert ("remat" in program or "checkpoint" in program) == remat
+
+
+def test_a_skipped_step_changes_nothing_but_its_number():
+  """Parameters, moments and moving average: bit for bit as before it."""
+  optimizer = optax.adam(0.1)
+  step = jax.pmap(
+    steps.make_train_step(
+      tiny.toy_loss,
+      optimizer,
+      optax.constant_schedule(0.1),
+      seed=0,
+      ema_decay=0.9,
+      skip_nonfinite=True,
+    ),
+    axis_name=steps.AXIS,
+  )
+  state = create_train_state(tiny.TOY_PARAMS, optimizer, ema=True)
+  state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+  batch = jax.tree.map(lambda x: x[None], make_batch(4))
+  before, _ = step(state, batch)
+  after, metrics = step(before, batch | {"a": batch["a"] * np.nan})
+  assert np.isnan(metrics["loss"]).all()
+  assert (int(before.step[0]), int(after.step[0])) == (1, 2)
+  tiny.assert_same(after.replace(step=before.step), before)

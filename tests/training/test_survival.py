@@ -64,16 +64,19 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(data_dir, tmp_pat
   assert ours == theirs  # every step's loss: the data's position was kept, too
 
 
-def test_sigterm_saves_and_ends_well(data_dir, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sigterm_saves_and_ends_well(data_dir, tmp_path, num_workers):
+  """Sent to the whole group, as SLURM does: also to the workers that read."""
   workdir = tmp_path / "run"
   changes = {"num_train_steps": 100_000, "checkpoint_every_steps": 0, "eval_every_steps": 0}
+  changes["num_workers"] = num_workers
   job = {"data_dir": data_dir, "workdir": workdir, "toy": True, "changes": changes}
-  process = run_script("worker.py", job)
+  process = run_script("worker.py", job, start_new_session=True)
   while not (workdir / "metrics.jsonl").exists() or not read_metrics(workdir):
     assert process.poll() is None, process.communicate()[0]
     time.sleep(0.05)
   begin = time.monotonic()
-  process.send_signal(signal.SIGTERM)
+  os.killpg(process.pid, signal.SIGTERM)
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 0, output
   assert time.monotonic() - begin < 30
@@ -134,6 +137,41 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   steps = {path.name for path in (workdir / "checkpoints").iterdir()}
   assert steps == {"2", "4", "6"}  # step 4 was written anew
   assert len(list((workdir / "damaged_checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_damaged_metrics_cost_no_checkpoint(two_checkpoints, data_dir, tmp_path, capsys, step):
+  """Of the newest or an older one: Orbax reads them all before it does anything."""
+  run, expected = two_checkpoints
+  workdir = tmp_path / "run"
+  shutil.copytree(run, workdir)
+  file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
+  os.truncate(file, file.stat().st_size // 2)
+  load_trained(epath.Path(workdir))
+  state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir)
+  error = capsys.readouterr().err
+  assert f"cannot read the metrics of the checkpoint {workdir / 'checkpoints' / str(step)}" in error
+  assert "resuming" in error
+  assert "at step 4" in error
+  tiny.assert_same(state, expected)
+
+
+def test_a_damaged_best_checkpoint_leaves_the_next_best(two_checkpoints, tmp_path, capsys):
+  workdir = epath.Path(tmp_path / "run")
+  shutil.copytree(two_checkpoints[0], workdir)
+  metrics = {
+    step: json.loads((workdir / "checkpoints" / step / "metrics" / "metrics").read_text())["loss"]
+    for step in ("2", "4")
+  }
+  best, other = sorted(metrics, key=metrics.get)
+  expected, _ = load_trained(workdir)
+  shutil.rmtree(workdir / "checkpoints" / best / "state")
+  params, _ = load_trained(workdir)
+  assert f"cannot read the checkpoint {workdir / 'checkpoints' / best} (" in capsys.readouterr().err
+  assert any((tiny.leaves(params)[k] != v).any() for k, v in tiny.leaves(expected).items())
+  shutil.rmtree(workdir / "checkpoints" / other / "state")
+  with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read"):
+    load_trained(workdir)
 
 
 def test_where_no_checkpoint_can_be_read_none_is_touched(two_checkpoints, data_dir, tmp_path):
@@ -210,6 +248,33 @@ def test_an_error_of_the_disk_spares_the_checkpoint_under_way(data_dir, tmp_path
   ):
     train_and_evaluate(tiny.config(1, data_dir), tmp_path)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_save_that_failed_is_noticed_at_the_next_line(data_dir, tmp_path, monkeypatch):
+  """Not at the next save, which may be hours of training later."""
+  from dmfnet_jax.training.checkpoint import Checkpointer
+
+  monkeypatch.setattr(
+    "orbax.checkpoint.checkpoint_managers.AnyPreservationPolicy.should_preserve", _no_room
+  )
+  asked = []
+  check = Checkpointer.check
+
+  def counted(self):
+    asked.append(1)
+    while self._manager.is_saving_in_progress():
+      time.sleep(0.01)
+    check(self)
+
+  monkeypatch.setattr(Checkpointer, "check", counted)
+  config = tiny.config(1, data_dir, num_train_steps=500, checkpoint_every_steps=2)
+  with pytest.raises(UserError, match=r"cannot write a checkpoint to .*No space left on device"):
+    train_and_evaluate(config, tmp_path)
+  assert len(asked) <= 3
+
+
+def _no_room(*args, **kwargs):
+  raise OSError(28, "No space left on device")
 
 
 def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):

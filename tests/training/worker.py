@@ -3,7 +3,8 @@
     worker.py '{"stage": 1, "data_dir": D, "workdir": W, "toy": true, "out": F, "changes": {}}'
 
 With "toy" it trains the model of three numbers, which compiles in no time. "out" is a file for the
-final parameters. TensorFlow is hidden: it takes longest to import, and training needs none.
+final parameters, "blind_to" a step that process 1 cannot read. TensorFlow is hidden: it takes
+longest to import, and training needs none.
 """
 
 import json
@@ -23,6 +24,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import orbax.checkpoint as ocp  # noqa: E402
 import tiny  # noqa: E402
 
 from dmfnet_jax.training import distributed, pictures, stages  # noqa: E402
@@ -37,10 +39,24 @@ def put_toy() -> None:
   pictures.make_sampler = lambda config: lambda *args: picture
 
 
+def hide_checkpoint(step: int) -> None:
+  """Lets process 1 alone fail to read a checkpoint, as when its view of the disk is old."""
+  restore = ocp.Checkpointer.restore
+
+  def failing(self, path, *args, **kwargs):
+    if path.name == str(step) and jax.process_index() == 1:
+      raise OSError(116, "Stale file handle")
+    return restore(self, path, *args, **kwargs)
+
+  ocp.Checkpointer.restore = failing
+
+
 def run(job: dict) -> None:
   """Trains, and writes the parameters where the job says."""
   if job.get("toy"):
     put_toy()
+  if "blind_to" in job:
+    hide_checkpoint(job["blind_to"])
   config = tiny.config(job.get("stage", 1), job["data_dir"], **job.get("changes", {}))
   with distributed.joined():
     state = train_and_evaluate(config, job["workdir"])
