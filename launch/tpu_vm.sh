@@ -51,8 +51,9 @@ case "${1:-}" in
     ;;
   train)
     # JAX finds the other workers through the slice's metadata.
-    on_all_workers "cd dmfnet_jax && (nohup .venv/bin/dmfnet train --config $CONFIG \
-      --workdir $WORKDIR --config.data_dir=$DATA_DIR $OVERRIDES >>train.log 2>&1 </dev/null &)"
+    on_all_workers "cd dmfnet_jax && exec >>train.log 2>&1 </dev/null &&
+      setsid -f .venv/bin/dmfnet train --config $CONFIG --workdir $WORKDIR \
+      --config.data_dir=$DATA_DIR $OVERRIDES"
     ;;
   logs)
     "${TPU[@]}" ssh "$TPU_NAME" "${WHERE[@]}" --worker=0 --command="tail -n 50 -F dmfnet_jax/train.log"

@@ -41,8 +41,8 @@ def choose_passes(config: Mapping[str, Any], size: tuple[int, int], pairs: int, 
   """How many of the UNet's 2 T passes to run as one batch on the device at hand.
 
   On a CPU one after the other: it takes the least memory and is no slower (the activations of one
-  pass stay nearer to the cores). So on a TPU, whose compiler expects a single pair to take 81 million
-  cycles that way and 138 with all six passes at once, and eight pairs the same either way
+  pass stay nearer to the cores). So on a TPU, whose compiler expects 81 million cycles of a single
+  pair that way and 138 with all six passes at once, and the same of eight pairs either way
   (`tests/benchmarks/NOTES.md`). On a GPU as many as fit half of the memory that is free.
 
   Args:

@@ -1,10 +1,11 @@
 """Compiles a config's train step for described devices, and reads off what it costs a chip."""
 
+import contextlib
 import functools
 import re
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,7 +71,8 @@ def compile_step(
   )
   start = time.perf_counter()
   try:
-    compiled = lowered.compile()
+    with _uncached():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     # The compiler refuses what exceeds the memory: "Used 20.1G of 15.75G hbm".
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -104,11 +106,22 @@ def compile_step(
   )
 
 
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+  """Keeps JAX's compilation cache out: without the devices it cannot load what it has kept."""
+  before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+  jax.config.update("jax_enable_compilation_cache", False)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
 def _init_state(config: ml_collections.ConfigDict):
   """The state with, in Stage II, a UNet of that shape."""
   frozen = None
   if config.stage == 2:
-    stage1 = ml_collections.ConfigDict({**config.to_dict(), "stage": 1})
+    stage1 = ml_collections.ConfigDict({**config.to_dict(), "stage": 1, "remat": False})
     frozen = stages.init_params(stage1)
   return stages.init_state(config, frozen)
 

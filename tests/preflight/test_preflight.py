@@ -141,7 +141,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     describe_devices("v5e:2x2")
 
 
-def test_the_real_step_is_compiled(libtpu, monkeypatch):
+def test_the_real_step_is_compiled(libtpu, monkeypatch, recwarn):
   """With a model of three numbers: arguments, donation, and one combined all-reduce."""
   monkeypatch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
   monkeypatch.setattr(
@@ -155,6 +155,8 @@ def test_the_real_step_is_compiled(libtpu, monkeypatch):
   assert cost.gradient_bytes == 12
   assert 12 <= cost.collective_bytes <= 20
   assert more.flops > 20 * cost.flops > 0
+  compile_step(config, describe_devices("v5e:2x2"), 64)
+  assert not any("persistent compilation cache" in str(warning.message) for warning in recwarn)
   alone = compile_step(config, describe_devices("v5e:1x1"), 64)
   assert more.flops == pytest.approx(alone.flops, rel=0.1)  # a chip does its own share only
   assert alone.collectives == {}

