@@ -13,6 +13,7 @@ Exit code: 0 where all ended well, else that of the first one that did not.
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   command = args.command[1:] if args.command[:1] == ["--"] else args.command
   if not command or args.num_processes < 1 or args.devices_per_process < 1:
     parser.error("give at least one process, one device, and a command after --")
+  if shutil.which(command[0]) is None:
+    parser.error(f"{command[0]}: no such program: is the virtual environment active?")
 
   address = f"127.0.0.1:{_free_port()}"
   processes = []

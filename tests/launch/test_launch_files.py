@@ -189,6 +189,9 @@ def test_local_ends_as_its_processes_do():
   fails = "import os, sys; sys.exit(3 if os.environ['JAX_PROCESS_ID'] == '1' else 0)"
   assert run_local("--", sys.executable, "-c", fails).returncode == 3
   assert run_local("--").returncode == 2
+  done = run_local("--", "no_such_program")
+  assert done.returncode == 2
+  assert "no_such_program: no such program: is the virtual" in done.stderr
 
 
 def test_local_passes_ctrl_c_on_once():
