@@ -101,7 +101,7 @@ def _find_batch(
   guesses = 0
   while True:
     cost = compile_with(batch)
-    say(f"{batch} pairs a chip: {cost.total_gib:.2f} GiB, {_verdict(cost)}")
+    say(f"{batch} pairs a chip: {_total(cost)}, {_verdict(cost)}")
     limit = cost.limit_gib or limit
     if cost.fits:
       low, fitting = batch, cost
@@ -126,6 +126,11 @@ def _recipe(config: ml_collections.ConfigDict) -> str:
   )
 
 
+def _total(cost: StepCost) -> str:
+  """The memory; the compiler does not always say how much it lacks."""
+  return f"{cost.total_gib:.2f} GiB" if math.isfinite(cost.total_gib) else "more than there is"
+
+
 def _verdict(cost: StepCost) -> str:
   return "fits" if cost.fits else "does NOT fit"
 
@@ -135,7 +140,7 @@ def _describe(cost: StepCost, chip: Chip) -> str:
   limit = f"{chip.hbm_gib:g} GiB"
   if cost.limit_gib is not None:
     limit += f", of which a program may have {cost.limit_gib:.2f}"
-  lines = [("memory", f"{cost.total_gib:.2f} GiB of {limit}: {_verdict(cost)}")]
+  lines = [("memory", f"{_total(cost)} of {limit}: {_verdict(cost)}")]
   if cost.fits:
     counts = ", ".join(f"{n} {kind}" for kind, n in sorted(cost.collectives.items())) or "none"
     arithmetic = cost.flops / (chip.peak_tflops * 1e12)

@@ -127,7 +127,10 @@ def _init_state(config: ml_collections.ConfigDict):
 
 
 def _used_and_limit(message: str) -> tuple[float, float | None]:
-  found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
+  # Which of the two depends on how far it came.
+  found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message) or re.search(
+    r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)", message
+  )
   if not found:
     return float("inf"), None
   unit = {"K": 2**-20, "M": 2**-10, "G": 1.0, "": 2**-30}

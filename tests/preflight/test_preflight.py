@@ -59,6 +59,8 @@ def test_collectives_are_counted_once_with_their_bytes():
 def test_the_compilers_refusal_is_read():
   message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
   assert _used_and_limit(message) == (0.5, 15.75)
+  message = "total memory required for HLO temporaries (21.41G) exceeds available HBM (15.75G)."
+  assert _used_and_limit(message) == (21.41, 15.75)
   assert _used_and_limit("RESOURCE_EXHAUSTED: something else") == (float("inf"), None)
 
 
