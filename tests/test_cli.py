@@ -24,6 +24,9 @@ COMMANDS = [
 ]
 
 
+CONFIG = types.SimpleNamespace(num_train_steps=7)
+
+
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple]:
   """Puts a recorder in the place of every function that a sub-command calls."""
@@ -41,8 +44,8 @@ def calls(monkeypatch) -> list[tuple]:
     "inference.files": {"fuse_files": 1},
     "inference.evaluate": {"evaluate_folders": 0},
     "inference.export": {"export_model": None},
-    "training.config": {"parse_config": "the config"},
-    "training.loop": {"train_and_evaluate": object()},
+    "training.config": {"parse_config": CONFIG},
+    "training.loop": {"train_and_evaluate": types.SimpleNamespace(step=7)},
     "preflight": {"preflight": 1},
     "data.builders": {"prepare": {"train": 3}},
     "interop.torch_weights": {"convert": "a path"},
@@ -76,7 +79,7 @@ EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32"}
 WINDOWS = {"window_a": "-160,240", "window_b": "-1e3,2.5"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
-  ("train_and_evaluate", ("the config", "w"), {}),
+  ("train_and_evaluate", (CONFIG, "w"), {}),
 ]
 
 
@@ -156,7 +159,7 @@ TRAINING = [
       1,
       [
         ("parse_config", (["--config=c.py", "--config.seed=3"],), {}),
-        ("preflight", ("the config", "v5e:2x2"), {"num_slices": 1, "find_batch": True}),
+        ("preflight", (CONFIG, "v5e:2x2"), {"num_slices": 1, "find_batch": True}),
       ],
     ),
     (
