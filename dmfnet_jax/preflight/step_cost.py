@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
 
 from dmfnet_jax.training import stages
 
@@ -111,10 +112,12 @@ def _uncached() -> Iterator[None]:
   """Keeps JAX's compilation cache out: without the devices it cannot load what it has kept."""
   before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
   jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # it has looked at the setting once, and would not again
   try:
     yield
   finally:
     jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def _init_state(config: ml_collections.ConfigDict):

@@ -157,6 +157,7 @@ def test_the_real_step_is_compiled(libtpu, monkeypatch, recwarn):
   assert cost.gradient_bytes == 12
   assert 12 <= cost.collective_bytes <= 20
   assert more.flops > 20 * cost.flops > 0
+  jax.jit(lambda x: x + 1)(0)  # the cache is in use, and stays so
   compile_step(config, describe_devices("v5e:2x2"), 64)
   assert not any("persistent compilation cache" in str(warning.message) for warning in recwarn)
   alone = compile_step(config, describe_devices("v5e:1x1"), 64)
