@@ -18,7 +18,6 @@ from dmfnet_jax.inference.sources import DICOM
 from dmfnet_jax.messages import say
 
 _RECORD = ".dmfnet_fuse.json"
-_DAMAGED = "record"
 
 
 def process_share(shard: str | None) -> tuple[int, int]:
@@ -102,15 +101,15 @@ def begin_job(
   there = {path.name for path in images.list_files(folder)}
   if path.exists():
     apart = _differences(path, wanted)
-    if not apart:
+    if apart == []:
       return there
-    if resume and apart != [_DAMAGED]:
+    if resume:
+      if apart is None:
+        raise UserError(f"{path} is damaged: delete it, or fuse into another folder")
       raise UserError(
         f"{folder} holds results of another {' and '.join(apart)}: fuse into another folder, or "
         "without --resume to replace them"
       )
-    if resume:
-      raise UserError(f"{path} is damaged: delete it, or fuse into another folder")
   if not there:
     images.write_bytes(path, (json.dumps(wanted) + "\n").encode())
   elif resume:
@@ -120,13 +119,13 @@ def begin_job(
   return there
 
 
-def _differences(path: Any, wanted: dict[str, Any]) -> list[str]:
-  """The names in which a record differs from the wanted one."""
+def _differences(path: Any, wanted: dict[str, Any]) -> list[str] | None:
+  """The names in which a record differs from the wanted one; None where it is damaged."""
   try:
     found = json.loads(images.read_bytes(path))
     return sorted(name for name in wanted if found[name] != wanted[name])
   except (ValueError, KeyError, TypeError):
-    return [_DAMAGED]
+    return None
 
 
 def _what_results_depend_on(options: FuseOptions, model_sha256: str | None) -> dict[str, Any]:
