@@ -138,21 +138,21 @@ def fuse_files(
 
   model = load_model(model_spec, compute_dtype=precision)
   images.make_folder(folder)
-  total = len(pairs)
+  total, model_sha256 = len(pairs), fingerprint(model)
   if folder == images.as_path(out):
-    there = begin_job(folder, options, fingerprint(model), resume=resume)
+    there = begin_job(folder, options, model_sha256, resume=resume)
     pairs = unfinished(pairs, there) if resume else pairs
   failed = 0
   pictures = [pair for pair in pairs if not pair.is_volume]
   volumes = [pair for pair in pairs if pair.is_volume]
   if pictures:
-    run = _Run(model, len(pictures), options)
+    run = _Run(model, len(pictures), options, model_sha256)
     run.fuse(pictures)
     failed += run.failed
   if volumes:
     from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
-    failed += fuse_volumes(model, volumes, options)
+    failed += fuse_volumes(model, volumes, options, model_sha256)
   kept = total - len(pairs)
   earlier = f", {kept} of them earlier" if kept else ""
   say(f"{total - failed} of {total} pairs fused into {out}{earlier}")
@@ -175,13 +175,13 @@ def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
 class _Run:
   """The state of one run: what waits to be fused, what waits to be written, what failed."""
 
-  def __init__(self, model: Any, total: int, options: FuseOptions):
+  def __init__(self, model: Any, total: int, options: FuseOptions, model_sha256: str | None):
     from tqdm import tqdm
 
     self.failed = 0
     self._model = model
     self._options = options
-    self._model_sha256 = fingerprint(model) if options.scales else None
+    self._model_sha256 = model_sha256
     # By padded size: pictures of one share a batch.
     self._waiting: dict[tuple[int, int], list[LoadedPair]] = {}
     self._limits: dict[tuple[int, int], int] = {}  # the batch sizes to fill

@@ -85,32 +85,35 @@ class DMFNet:
       raise UserError(f"{given} for {len(a)} pairs: give a list of one name a pair")
 
     draws = [pair_keys(seed, names, draw) for draw in range(samples or 1)]
-    images, deviations = self._fuse_pictures(*pictures, draws, batch_size)
-    results: list[Any] = [images] if samples is None else [images, deviations]
+    drawn = self._fuse_lumas(*pictures, draws, batch_size)
+    results: list[Any] = [
+      [_with_color(lumas.mean(0), y) for lumas, y in zip(drawn, pictures[1], strict=True)]
+    ]
+    if samples is not None:
+      results.append([lumas.std(0) * 127.5 for lumas in drawn])
     if not listed:
       results = [np.stack(result) for result in results]
     return results[0] if samples is None else tuple(results)
 
-  def _fuse_pictures(
+  def _fuse_lumas(
     self,
     a: Sequence[np.ndarray],
     b: Sequence[np.ndarray],
     draws: Sequence[jax.Array],
     batch_size: int | None,
-  ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Fuses pictures with the keys of each draw: the mean images, and the deviations."""
+  ) -> list[np.ndarray]:
+    """Fuses pictures with the keys of each draw; returns each one's lumas [draws, H, W]."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, picture in enumerate(a):
       groups.setdefault(self.padded_size(*picture.shape), []).append(i)
-    images, deviations = ([np.empty(0)] * len(a) for _ in range(2))
+    lumas = [np.empty(0)] * len(a)
     for chosen in groups.values():
       luma_a = [_to_signed(a[i]) for i in chosen]
       luma_b = [_to_signed(_luma(b[i])) for i in chosen]
       drawn = [self._engine.fuse(luma_a, luma_b, k[np.array(chosen)], batch_size) for k in draws]
       for i, *fused in zip(chosen, *drawn, strict=True):
-        images[i] = _with_color(np.mean(fused, 0), b[i])
-        deviations[i] = np.std(fused, 0) * 127.5
-    return images, deviations
+        lumas[i] = np.stack(fused)
+    return lumas
 
   def padded_size(self, height: int, width: int) -> tuple[int, int]:
     """The size to which a picture is padded; pictures of one padded size share batches."""

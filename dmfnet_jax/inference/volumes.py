@@ -24,7 +24,6 @@ from dmfnet_jax.inference.batches import is_out_of_memory, pairs_at_once
 from dmfnet_jax.inference.options import (
   FuseOptions,
   UsedWindow,
-  fingerprint,
   make_record,
   percentiles,
 )
@@ -36,18 +35,20 @@ from dmfnet_jax.messages import say
 _BATCHES_PER_CALL = 4
 
 
-def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions) -> int:
+def fuse_volumes(
+  model: Any, pairs: Sequence[Pair], options: FuseOptions, model_sha256: str | None
+) -> int:
   """Fuses pairs of volumes, one after the other, and writes their results.
 
   Args:
     model: a `DMFNet`, or what fuses like one.
     pairs: the pairs.
     options: of the run; see `fuse_files`.
+    model_sha256: the model's fingerprint, for the records.
 
   Returns:
     How many pairs failed; each was named with its reason.
   """
-  model_sha256 = fingerprint(model)
   failed = 0
   for pair in pairs:
     try:

@@ -6,6 +6,7 @@ can be resumed, used and moved without its Stage I workdir.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -119,26 +120,16 @@ class Checkpointer:
 
   def _read(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """Reads a checkpoint; None where it is damaged, for any process."""
-    config = self._try_to_read(step, config=ocp.args.JsonRestore())
+    read = functools.partial(_read_items, _checkpoints(self._workdir), step, "the one before it")
+    config = read(config=ocp.args.JsonRestore())
     if config is None:
       return None
     resumption.check_same(self._config, config["config"])
     template = state.replace(frozen_params=None)
-    restored = self._try_to_read(
-      step, state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
-    )
+    restored = read(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
     if restored is None:
       return None
     return restored["state"].replace(frozen_params=state.frozen_params), restored["data"]
-
-  def _try_to_read(self, step: int, **items: Any) -> Any:
-    """Reads a checkpoint's items; None where one is missing or damaged, for any process."""
-    folder = _checkpoints(self._workdir)
-    restored, reason = _read_items(folder, step, items)
-    if restored is None:
-      path = folder / str(step)
-      say(f"warning: cannot read the checkpoint {path} ({reason}): trying the one before it")
-    return restored
 
   def _put_aside(self, steps: Sequence[int]) -> None:
     if not steps:
@@ -244,10 +235,9 @@ def load_trained(workdir: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise UserError(f"no checkpoint in {workdir}: give the --workdir of a training run")
   for step in steps:
     items = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
-    restored, reason = _read_items(folder, step, items)
+    restored = _read_items(folder, step, "another one", **items)
     if restored is not None:
       break
-    say(f"warning: cannot read the checkpoint {folder / str(step)} ({reason}): trying another one")
   else:
     raise UserError(f"none of the checkpoints in {folder} can be read")
   state, config = restored["state"], restored["config"]
@@ -281,11 +271,17 @@ def write_model(workdir: epath.Path) -> epath.Path:
   return workdir / MODEL_FILE
 
 
-def _read_items(folder: epath.Path, step: int, items: Mapping[str, Any]) -> tuple[Any | None, str]:
-  """Reads items of a checkpoint: all, or None and why, on every process alike.
+def _read_items(folder: epath.Path, step: int, fallback: str, **items: Any) -> Any:
+  """Reads a checkpoint's items; None where one is missing or damaged, for any process.
 
   Each process reads by itself, as if it were alone: where one of them cannot, it would leave the
   others waiting at a barrier of Orbax's.
+
+  Args:
+    folder: of the run's checkpoints.
+    step: which one.
+    fallback: what is tried next, for the warning.
+    **items: what to read, and how.
   """
   here = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
@@ -304,8 +300,10 @@ def _read_items(folder: epath.Path, step: int, items: Mapping[str, Any]) -> tupl
   except Exception as error:
     reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
   if distributed.agree(not reason):
-    return restored, ""
-  return None, reason or "another process cannot"
+    return restored
+  reason = reason or "another process cannot"
+  say(f"warning: cannot read the checkpoint {folder / str(step)} ({reason}): trying {fallback}")
+  return None
 
 
 def _best_first(folder: epath.Path) -> list[int]:
