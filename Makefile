@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install bench clean
+.PHONY: demo test lint install docs bench clean
 
 # The virtual environment with the package (editable) and all that the tests use but torch.
 install: $(VENV)/.installed
@@ -23,8 +23,18 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# libtpu, once loaded, makes JAX's profiler crash: what loads it has a process of its own.
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not libtpu"
+	$(BIN)/pytest -m libtpu
+
+# The guides and the API reference, in site/; a warning is an error.
+docs: $(VENV)/.installed_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.installed_docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
 
 # The benchmarks print tables; nothing is asserted. They compare with PyTorch.
 bench: install
@@ -34,4 +44,4 @@ bench: install
 	done
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

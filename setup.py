@@ -12,7 +12,7 @@ VERSION = re.search(
 
 # Recipes live at the top level, where people look for them, and are installed inside the package,
 # so that `dmfnet train --config configs/...` and `dmfnet demo` work outside a checkout.
-CONFIGS = {"dmfnet_jax.configs": "configs", "dmfnet_jax.configs.ablations": "configs/ablations"}
+CONFIGS = {"dmfnet_jax.configs": "configs"}
 
 setup(
   name="dmfnet_jax",
@@ -63,6 +63,7 @@ setup(
       "scikit-image>=0.25",  # the oracle of the metrics
       "selenium>=4.30",  # report and page in a real browser, where Chromium is installed
     ],
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],  # `make docs`
     "torch": ["torch>=2.6"],
     "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
     "serve": ["gradio>=6.31"],

@@ -1,1 +1,1 @@
-"""Training recipes, one a file. Installed as `dmfnet_jax.configs`."""
+"""Training recipes, one file per method. Installed as `dmfnet_jax.configs`."""

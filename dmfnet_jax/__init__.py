@@ -13,13 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from dmfnet_jax.inference.model import DMFNet
+  from dmfnet_jax.inference.model import Model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "fuse", "load_model"]
 
 
-def load_model(model: str, **options: Any) -> DMFNet:
+def load_model(model: str, **options: Any) -> Model:
   """Loads a model by released name, `.safetensors` file or training workdir.
 
   See `dmfnet_jax.inference.model.load_model` for the options and errors.
@@ -30,7 +30,7 @@ def load_model(model: str, **options: Any) -> DMFNet:
 
 
 def fuse(a: Any, b: Any, *, model: str = "small", seed: int = 0, **options: Any) -> Any:
-  """Fuses one pair or a batch with a model named in a word; see `DMFNet.fuse`.
+  """Fuses one pair or a batch with a model named in a word; see `Model.fuse`.
 
   To fuse often, call `load_model` once and use its `fuse`.
   """

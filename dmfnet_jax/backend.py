@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from dmfnet_jax.errors import UserError
+
 
 def enable_compilation_cache() -> None:
   """Keeps compiled programs between processes, in a per-user folder.
@@ -29,6 +31,24 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(root / "dmfnet_jax" / _processor()))
   # The default of one second leaves out most of what a small model compiles.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def find_process(environment: Mapping[str, str]) -> tuple[int, int] | None:
+  """This process's number and how many there are: JAX_PROCESS_ID and so on, or else `find_rank`.
+
+  Raises:
+    UserError: JAX_PROCESS_ID and JAX_NUM_PROCESSES contradict each other.
+  """
+  index, count = (environment.get(f"JAX_{x}") for x in ("PROCESS_ID", "NUM_PROCESSES"))
+  if index is None and count is None:
+    return find_rank(environment)
+  numbers = [int(word) if word and word.isdecimal() else -1 for word in (index, count)]
+  if not 0 <= numbers[0] < numbers[1]:
+    raise UserError(
+      "JAX_PROCESS_ID and JAX_NUM_PROCESSES must be a number and a larger one, "
+      f"not {index} and {count}"
+    )
+  return numbers[0], numbers[1]
 
 
 def find_rank(environment: Mapping[str, str]) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Losses of both stages (SPEC, Stage I and Stage II). Images are [B, H, W, 1] float32, [-1, 1].
+"""Losses that methods share. Images are [B, H, W, 1] float32, in [-1, 1] unless said.
 
 Every loss returns one value an image, [B]: the mean over a batch, a mask for padded examples and
 the average over devices are the caller's.
@@ -14,12 +14,24 @@ Array = jax.Array
 _PER_IMAGE = (1, 2, 3)
 
 
+def check_same_shape(*images: Array) -> None:
+  """Refuses images of different shapes: a stray axis would broadcast without a word.
+
+  Raises:
+    ValueError: the shapes differ, or are not [B, H, W, C].
+  """
+  shapes = [jnp.shape(image) for image in images]
+  if len(set(shapes)) > 1 or len(shapes[0]) != 4:
+    raise ValueError(f"images must all be of one shape [B, H, W, C], got {shapes}")
+
+
 def denoising_loss(x_start: Array, predicted: Array) -> Array:
-  """Stage I: mean squared error between the clean image and the prediction, [B]."""
+  """Mean squared error between the clean image and the prediction, [B]."""
+  check_same_shape(x_start, predicted)
   return jnp.mean((predicted - x_start) ** 2, axis=_PER_IMAGE)
 
 
-def _abs(x: Array) -> Array:
+def absolute(x: Array) -> Array:
   """|x| with derivative 0 at 0, as torch has it.
 
   `jnp.abs` has 1 there, which would pull where nothing is wrong: on a black background the fused
@@ -28,7 +40,7 @@ def _abs(x: Array) -> Array:
   return x * jnp.sign(x)
 
 
-def _filter(x: Array, kernel: np.ndarray) -> Array:
+def correlate(x: Array, kernel: np.ndarray) -> Array:
   """Correlates [B, H, W, 1] with a 2-D kernel; zero-padded to the same size."""
   weights = jnp.asarray(kernel, jnp.float32)[:, :, None, None]
   pad = [(k // 2, k // 2) for k in kernel.shape]
@@ -46,16 +58,16 @@ def sobel_gradient(x: Array) -> Array:
   """|Sobel_x| + |Sobel_y|, zero-padded; [B, H, W, 1]."""
   smooth, difference = np.array([[1.0, 2.0, 1.0]]), np.array([[-1.0, 0.0, 1.0]])
   # Both kernels are separable; two one-dimensional passes cost less than one of 3x3.
-  horizontal = _filter(_filter(x, difference), smooth.T)
-  vertical = _filter(_filter(x, smooth), difference.T)
-  return _abs(horizontal) + _abs(vertical)
+  horizontal = correlate(correlate(x, difference), smooth.T)
+  vertical = correlate(correlate(x, smooth), difference.T)
+  return absolute(horizontal) + absolute(vertical)
 
 
-def _gaussian_blur(x: Array, window: int = 11, sigma: float = 1.5) -> Array:
+def gaussian_blur(x: Array, window: int = 11, sigma: float = 1.5) -> Array:
   offsets = np.arange(window) - window // 2
   kernel = np.exp(-(offsets**2) / (2 * sigma**2))[None]
   kernel /= kernel.sum()
-  return _filter(_filter(x, kernel), kernel.T)
+  return correlate(correlate(x, kernel), kernel.T)
 
 
 def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
@@ -64,11 +76,12 @@ def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
   At each pixel (2 cov(F, X) + C2) / (var F + var X + C2) under a Gaussian window of 11 pixels
   (sigma 1.5, zero-padded), X being A where A's standard deviation is at least B's, else B.
   """
+  check_same_shape(fused, a, b)
   c2 = 0.03**2
   stacked = jnp.concatenate(
     [fused, a, b, fused**2, a**2, b**2, fused * a, fused * b], axis=0
   )  # one pass of the filter over all eight
-  mean_f, mean_a, mean_b, ff, aa, bb, fa, fb = jnp.split(_gaussian_blur(stacked), 8, axis=0)
+  mean_f, mean_a, mean_b, ff, aa, bb, fa, fb = jnp.split(gaussian_blur(stacked), 8, axis=0)
   var_f = ff - mean_f**2
   var_a, var_b = aa - mean_a**2, bb - mean_b**2
   cov_a, cov_b = fa - mean_f * mean_a, fb - mean_f * mean_b
@@ -87,7 +100,7 @@ def fusion_loss(
   gradient_weight: float = 1.0,
   ssim_weight: float = 0.5,
 ) -> tuple[Array, dict[str, Array]]:
-  """Stage II: intensity, gradient and structure of the fused image (SPEC, Loss).
+  """Intensity, gradient and structure of a fused image (arXiv 2506.15218, its second stage).
 
   Args:
     fused: [B, H, W, 1] the head's output F.
@@ -103,12 +116,13 @@ def fusion_loss(
   Returns:
     The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself).
   """
+  check_same_shape(fused, a, b)
   brightness = jnp.maximum(a, b)
   if overlap:
     brightness = jnp.minimum(brightness + overlap * (jnp.minimum(a, b) + 1), 1)
-  intensity = jnp.mean(_abs(fused - brightness), axis=_PER_IMAGE)
+  intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
   target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
-  gradient = jnp.mean(_abs(sobel_gradient(fused) - target), axis=_PER_IMAGE)
+  gradient = jnp.mean(absolute(sobel_gradient(fused) - target), axis=_PER_IMAGE)
   ssim = structure_similarity(fused, a, b)
   loss = intensity_weight * intensity + gradient_weight * gradient + ssim_weight * (1 - ssim)
   return loss, {"intensity": intensity, "gradient": gradient, "ssim": ssim}

@@ -1,9 +1,9 @@
 """The twelve measures of a fused picture, in JAX: batched, jitted, float32.
 
 Every function takes grey pictures [B, H, W] of one size, 0..255, in any real type, and returns [B]
-float32, one value a pair. F is the fused picture, A and B are its sources. The definitions are the
-ones by which the programs of this field are compared; where two readings exist, the one that gives
-DM-FNet's published values was taken. Higher is better, except for the MSE.
+float32, one value per pair. F is the fused picture, A and B are its sources. The definitions are
+the ones by which the programs of this field are compared; where two readings exist, the one that
+gives published values was taken. Higher is better, except for the MSE.
 
 No picture gives NaN. Where a definition is 0/0: correlations with a constant picture (CC, SCD) are
 0, Qabf is 0 where both sources are black (other constants have an edge at the border), VIF is 1 for

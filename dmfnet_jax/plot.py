@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmfnet_jax.data import color, images
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import color, pictures
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -96,4 +96,4 @@ def _to_uint8(name: str, picture: Any) -> np.ndarray:
   in_range = np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= 1.001)
   if not in_range:
     raise UserError(f"{name} must be uint8 or float in [-1, 1], got {picture.dtype}")
-  return images.from_float(picture)
+  return pictures.from_float(picture)

@@ -1,7 +1,7 @@
 r"""Runs a training command as several processes on this machine: a pod to try things on.
 
     python launch/local.py -n 2 --devices-per-process 2 -- \
-        dmfnet train --config configs/tiny_stage1.py --workdir runs/pod
+        dmfnet train --config configs/dmfnet.py:stage=1,size=tiny --workdir runs/pod
 
 Each process has so many CPU devices; they talk over loopback, with JAX's CPU collectives (Gloo).
 Their lines come out behind [0], [1], ... Ctrl-C and SIGTERM reach each once. When one ends with

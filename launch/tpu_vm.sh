@@ -21,7 +21,7 @@ ACCELERATOR_TYPE=${ACCELERATOR_TYPE:-v5litepod-256}
 RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5-lite}
 PYTHON=${PYTHON:-python3.11}
 BUCKET=${BUCKET:-gs://my-bucket}
-CONFIG=${CONFIG:-configs/stage1.py}
+CONFIG=${CONFIG:-configs/dmfnet.py:stage=1}
 WORKDIR=${WORKDIR:-$BUCKET/runs/stage1}
 DATA_DIR=${DATA_DIR:-$BUCKET/data}
 # 256 chips with 8 pairs each; see `dmfnet preflight` for what fits.

@@ -2,7 +2,10 @@
 
 import importlib.util
 import os
+import sys
 import tempfile
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,12 @@ def pytest_configure(config):
   What a session compiles is kept, so that no test and no child process compiles it again. And
   LLVM's optimisations, half of the compile time, are left out: they would pay in longer runs. With
   XLA_FLAGS set, if to nothing, the tests run what users run.
+
+  JAX refuses to guess: no operation may widen a dtype or add an axis by itself. A float64 or an
+  axis too many is a mistake here, and both would pass unseen.
   """
+  os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+  os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
   os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
   folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
   config.stash[_COMPILATION_CACHE] = folder
@@ -50,6 +58,22 @@ def shared_dir() -> Path:
 def golden_dir() -> Path:
   """Small arrays computed by the published program."""
   return ROOT / "tests" / "golden"
+
+
+@pytest.fixture
+def users_method(monkeypatch) -> Callable[[Any], str]:
+  """Makes a method known under a name, as one in a module of a user's, for one test."""
+
+  def name_of(method: Any) -> str:
+    from dmfnet_jax.methods import parts
+
+    module = types.ModuleType(f"users_method_{id(method)}")
+    module.METHOD = method
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    parts.allow([module.__name__])
+    return f"{module.__name__}:METHOD"
+
+  return name_of
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +110,7 @@ def stage1_run(data_dir, tmp_path_factory) -> tuple[Path, Any]:
 def stage2_run(data_dir, stage1_run, tmp_path_factory) -> tuple[Path, Any]:
   """A finished run of the tiny Stage II on `stage1_run`: its workdir and its final state."""
   workdir = tmp_path_factory.mktemp("stage2_run")
-  return _train(2, data_dir, workdir, stage1=str(stage1_run[0]))
+  return _train(2, data_dir, workdir, start=str(stage1_run[0]))
 
 
 def _train(stage: int, data_dir: Path, workdir: Path, **changes: Any) -> tuple[Path, Any]:
@@ -96,3 +120,16 @@ def _train(stage: int, data_dir: Path, workdir: Path, **changes: Any) -> tuple[P
   from dmfnet_jax.training.loop import train_and_evaluate
 
   return workdir, train_and_evaluate(tiny.config(stage, data_dir, **changes), workdir)
+
+
+@pytest.fixture
+def libtpu():
+  """For tests that compile for described TPUs; they run in a process of their own."""
+  pytest.importorskip("libtpu", reason='compiling for TPUs needs libtpu: ".[preflight]"')
+
+
+def pytest_collection_modifyitems(items):
+  """Marks what loads libtpu: JAX's profiler crashes where it has been loaded."""
+  for item in items:
+    if "libtpu" in getattr(item, "fixturenames", ()):
+      item.add_marker("libtpu")

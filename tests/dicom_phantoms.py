@@ -193,3 +193,19 @@ def enhanced(stored, order, orientation=(1, 0, 0, 0, 1, 0), step=3.0, **tags):
     frames.append(frame)
   ds.PerFrameFunctionalGroupsSequence = frames
   return set_tags(ds, **tags)
+
+
+def world(volume, indices):
+  """Maps voxels (column, row, slice) of a series to LPS mm, by each slice's own position."""
+  indices, first = np.asarray(indices), volume.source[0]
+  positions = np.array([frame.position for frame in volume.source], float)
+  return (
+    positions[indices[..., 2].astype(int)]
+    + indices[..., 1:2] * first.orientation[3:] * first.spacing[0]
+    + indices[..., 0:1] * first.orientation[:3] * first.spacing[1]
+  )
+
+
+def slices(volume):
+  """A series' values as its files store them: [slices, rows, columns, ...]."""
+  return volume.data.swapaxes(0, 2)

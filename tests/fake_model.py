@@ -1,31 +1,55 @@
 """A stand-in for the model: fuses in no time, in a way that shows how it was called."""
 
+import contextlib
 import os
 import zlib
 
 import numpy as np
+import pytest
 
-from dmfnet_jax.data import color
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.files import fuse_files
+from dmfnet_jax.fusing.options import FuseOptions
+from dmfnet_jax.io import color
+from dmfnet_jax.methods.method import Method
 
 
 class FakeModel:
-  """Takes the larger luma and keeps B's colour; records how it was called."""
+  """Takes the larger luma and keeps B's colour; records how it was called.
 
-  def __init__(self, memory: int = 10**9):
+  Attributes:
+    calls: what each call was given.
+    memory: pixels of a picture that still fits.
+    errors: what to raise instead, by the number of the call from 0 on.
+    weights: stands for the parameters and the config.
+  """
+
+  method = Method(defaults=dict, model=(), fuse=max, networks=(), is_random=True)
+
+  def __init__(self):
     self.calls: list[dict] = []
-    self.memory = memory  # pixels that fit a batch
+    self.memory = 10**9
+    self.errors: dict[int, BaseException] = {}
+    self.weights = "weights"
+
+  def fingerprint(self):
+    return f"SHA-256 of {self.weights}"
 
   def padded_size(self, height, width):
     return -(-height // 4) * 4, -(-width // 4) * 4
 
-  def fuse(self, a, b, *, seed=0, names=None, samples=None, batch_size=None):
+  def batch_size(self, padded_size, batch_size=None):
+    return batch_size or 1
+
+  def fuse(self, a, b, *, seed=0, names=None, samples=None, batch_size=None, on_done=None):
     """Arrays of pictures, or lists of pictures of one padded size."""
     assert all(x.dtype == np.uint8 for x in (*a, *b))
     assert [x.shape for x in a] == [x.shape[:2] for x in b]
     assert len({self.padded_size(*x.shape) for x in a}) == 1
-    size = min(len(a), batch_size or len(a))
-    if size * a[0].size > self.memory:
-      raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+    if len(self.calls) in self.errors:
+      raise self.errors[len(self.calls)]
+    if a[0].size > self.memory:
+      raise UserError("a picture does not fit the memory")
     self.calls.append(
       {
         "shape": (len(a), *b[0].shape),  # of a list, the first one's
@@ -45,7 +69,28 @@ class FakeModel:
     ]
     images = np.stack(images) if isinstance(a, np.ndarray) else images
     deviations = [np.full(x.shape, (samples or 0) / 8, np.float32) for x in a]
+    if on_done is not None:
+      on_done(len(a))
     return images if samples is None else (images, deviations)
+
+
+@contextlib.contextmanager
+def in_place(model):
+  """Puts a stand-in in every model's place: its names are "fake" and "small"."""
+
+  def load_model(name, **options):
+    if name not in ("fake", "small"):
+      raise UserError(f"{name}: no released model of this name")
+    return model
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("dmfnet_jax.inference.model.load_model", load_model)
+    yield model
+
+
+def fuse(a, b, out, model="fake", **options):
+  """`fuse_files` with the options as arguments."""
+  return fuse_files(a, b, out, FuseOptions(model=model, **options))
 
 
 def listing(folder):

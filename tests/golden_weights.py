@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.interop import torch_weights
+from dmfnet_jax.methods.dmfnet import torch as torch_weights
 
 GOLDEN_DIR = Path(__file__).resolve().parent / "golden"
 TOLERANCE = 1e-4  # of the largest absolute value, float32 on CPU

@@ -1,5 +1,6 @@
 """The `dmfnet` command: what each sub-command calls, exit codes, messages, a light start."""
 
+import json
 import subprocess
 import sys
 import types
@@ -7,22 +8,10 @@ import types
 import pytest
 
 import dmfnet_jax
-from dmfnet_jax.cli import main
+from dmfnet_jax.cli import COMMANDS, main
 from dmfnet_jax.errors import UserError
-
-COMMANDS = [
-  "demo",
-  "fuse",
-  "export",
-  "evaluate",
-  "train",
-  "preflight",
-  "data",
-  "convert",
-  "report",
-  "serve",
-]
-
+from dmfnet_jax.fusing.options import FuseOptions
+from dmfnet_jax.methods import parts
 
 CONFIG = types.SimpleNamespace(num_train_steps=7)
 
@@ -41,14 +30,14 @@ def calls(monkeypatch) -> list[tuple]:
 
   modules = {
     "demo": {"demo": None},
-    "inference.files": {"fuse_files": 1},
-    "inference.evaluate": {"evaluate_folders": 0},
+    "fusing.files": {"fuse_files": 1},
+    "fusing.evaluate": {"evaluate_folders": 0},
     "inference.export": {"export_model": None},
     "training.config": {"parse_config": CONFIG},
     "training.loop": {"train_and_evaluate": types.SimpleNamespace(step=7)},
     "preflight": {"preflight": 1},
     "data.builders": {"prepare": {"train": 3}},
-    "interop.torch_weights": {"convert": "a path"},
+    "weights.convert": {"convert": "a path"},
   }
   for name, functions in modules.items():
     module = types.ModuleType(f"dmfnet_jax.{name}")
@@ -58,25 +47,13 @@ def calls(monkeypatch) -> list[tuple]:
   return recorded
 
 
-FUSE_DEFAULTS = {
-  "seed": 0,
-  "batch_size": None,
-  "samples": None,
-  "strict": False,
-  "window_a": None,
-  "window_b": None,
-  "lut": None,
-  "axis": None,
-  "resample": False,
-  "rgb": False,
-  "montage": None,
-  "png": False,
-  "precision": "float32",
-  "resume": False,
-  "shard": None,
-}
+def fused(a, b, out, **options):
+  """The call of a `dmfnet fuse`."""
+  return [("fuse_files", (a, b, out, FuseOptions(**options)), {})]
+
+
 EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32"}
-WINDOWS = {"window_a": "-160,240", "window_b": "-1e3,2.5"}
+PARTS = {"unet": "u.pth", "fusion_head": "h.pth"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
   ("train_and_evaluate", (CONFIG, "w"), {}),
@@ -88,47 +65,36 @@ TRAINING = [
   [
     ("demo", 0, [("demo", ("demo",), {})]),
     ("demo --out d", 0, [("demo", ("d",), {})]),
-    ("fuse a b -o c", 1, [("fuse_files", ("small", "a", "b", "c"), FUSE_DEFAULTS)]),
+    ("fuse a b -o c", 1, fused("a", "b", "c")),
     (
       "fuse a b --out c --model m.safetensors --seed 7 --batch-size 4 --samples 8 --strict",
       1,
-      [
-        (
-          "fuse_files",
-          ("m.safetensors", "a", "b", "c"),
-          FUSE_DEFAULTS | {"seed": 7, "batch_size": 4, "samples": 8, "strict": True},
-        )
-      ],
+      fused("a", "b", "c", model="m.safetensors", seed=7, batch_size=4, samples=8, strict=True),
     ),
     (
-      "fuse a.nii b.nii -o c.nii --axis 0 --resample --rgb --montage m.png --png --lut pet",
+      "fuse a b -o c --axis 0 --resample --same-frame --rgb --montage m.png --png --lut pet",
       1,
-      [
-        (
-          "fuse_files",
-          ("small", "a.nii", "b.nii", "c.nii"),
-          FUSE_DEFAULTS
-          | {"axis": "0", "resample": True, "rgb": True, "montage": "m.png", "png": True}
-          | {"lut": "pet"},
-        )
-      ],
+      fused(
+        *"abc",
+        axis="0",
+        resample=True,
+        same_frame=True,
+        rgb=True,
+        montage="m.png",
+        png=True,
+        lut="pet",
+      ),
     ),
     (
       "fuse a b -o c --precision bfloat16 --resume --shard 3/8",
       1,
-      [
-        (
-          "fuse_files",
-          ("small", "a", "b", "c"),
-          FUSE_DEFAULTS | {"precision": "bfloat16", "resume": True, "shard": "3/8"},
-        )
-      ],
+      fused("a", "b", "c", precision="bfloat16", resume=True, shard="3/8"),
     ),
     (
       # A value with a minus is a value, not an option.
       "fuse a b -o c --window-a -160,240 --window-b=-1e3,2.5",
       1,
-      [("fuse_files", ("small", "a", "b", "c"), FUSE_DEFAULTS | WINDOWS)],
+      fused("a", "b", "c", window_a="-160,240", window_b="-1e3,2.5"),
     ),
     ("export m -o p", 0, [("export_model", ("m", "p"), EXPORT_DEFAULTS)]),
     (
@@ -173,9 +139,19 @@ TRAINING = [
       [("prepare", ("paired_folder", "d", "m"), {})],
     ),
     (
-      "convert --unet u.pth --fusion-head h.pth -o m.safetensors",
+      "convert --unet u.pth --fusion-head=h.pth -o m.safetensors",
       0,
-      [("convert", ("u.pth", "h.pth", "m.safetensors"), {})],
+      [("convert", ("dmfnet", PARTS, "m.safetensors", {}), {})],
+    ),
+    (
+      "convert unet=u.pth -o m.safetensors fusion_head=h.pth",
+      0,
+      [("convert", ("dmfnet", PARTS, "m.safetensors", {}), {})],
+    ),
+    (
+      "convert -o m cddfuse x=y=z.pth --config.a.b=1 --config.c=d=e",
+      0,
+      [("convert", ("cddfuse", {"x": "y=z.pth"}, "m", {"a.b": "1", "c": "d=e"}), {})],
     ),
   ],
 )
@@ -206,11 +182,13 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("evaluate --a a --b b", "required: --fused"),
     ("train --config c.py", "required: --workdir"),
     ("train --workdir w", "required: --config"),
-    ("train --config c.py --workdir w --steps 3", "--steps: no such option"),
-    ("train --config c.py --workdir w --config.seed=1 3", "3: no such option"),
     ("data", "required: STEP"),
     ("data prepare mni_pairs", "required: --data-dir"),
-    ("convert --unet u.pth -o m", "required: --fusion-head"),
+    ("convert unet=u.pth", "required: -o/--out"),
+    ("convert dmfnet u.pth -o m", "u.pth: give each file once as PART=FILE"),
+    ("convert unet=u.pth unet=v.pth -o m", "unet=v.pth: give each file once"),
+    ("convert unet=u.pth -o m --config.a.b", "--config.a.b: give each file once as PART=FILE"),
+    ("convert unet=u.pth -o m -x", "-x: give each file once as PART=FILE"),
   ],
 )
 def test_wrong_usage_is_exit_code_2(calls, capsys, command, message):
@@ -222,40 +200,58 @@ def test_wrong_usage_is_exit_code_2(calls, capsys, command, message):
   assert calls == []
 
 
-def test_a_users_mistake_is_one_line(calls, capsys, monkeypatch):
-  def fail(out):
-    raise UserError(f"{out}: cannot be done")
+def demo_raises(monkeypatch, error):
+  """Lets `dmfnet demo` end with an error."""
+  module = types.ModuleType("dmfnet_jax.demo")
 
-  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
+  def demo(out):
+    raise error
+
+  module.demo = demo
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.parametrize(
+  ("command", "message"),
+  [
+    ("--steps 3", "Unknown command line flag 'steps'"),
+    ("--config.seed=1 3", "unexpected argument '3'"),
+  ],
+)
+def test_what_sets_no_config_field_is_refused(capsys, command, message):
+  words = ["train", "--config=configs/dmfnet.py:size=tiny", "--workdir=w", *command.split()]
+  assert main(words) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_one_line(capsys, monkeypatch):
+  demo_raises(monkeypatch, UserError("x: cannot be done"))
   assert main(["demo", "--out", "x"]) == 2
   assert capsys.readouterr().err == "dmfnet: error: x: cannot be done\n"
 
 
-def test_a_bug_keeps_its_traceback(calls, monkeypatch):
-  def fail(out):
-    raise KeyError(out)
-
-  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
-  with pytest.raises(KeyError):
-    main(["demo"])
-
-
-def test_an_interrupt_is_one_line(calls, capsys, monkeypatch):
-  def interrupt(out):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", interrupt)
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+  demo_raises(monkeypatch, KeyboardInterrupt())
   assert main(["demo"]) == 130
   assert capsys.readouterr().err == "dmfnet: interrupted\n"
 
 
-def test_a_lost_worker_is_not_taken_for_a_closed_output(calls, monkeypatch):
-  def fail(out):
-    raise BrokenPipeError("a worker's pipe")
-
-  monkeypatch.setattr(sys.modules["dmfnet_jax.demo"], "demo", fail)
-  with pytest.raises(BrokenPipeError):
+@pytest.mark.parametrize("error", [KeyError("a bug"), BrokenPipeError("a worker's pipe")])
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+  """And a lost worker is not taken for a closed output."""
+  demo_raises(monkeypatch, error)
+  with pytest.raises(type(error)):
     main(["demo"])
+
+
+@pytest.mark.parametrize(
+  "command", ["fuse a b -o c", "export m -o p", "convert x=y -o m", "train --config c --workdir w"]
+)
+def test_plugins_are_allowed(calls, command):
+  assert main([*command.split(), "--plugin", "json", "--plugin=toy_parts"]) in (0, 1)
+  assert parts.find("field", "json:dumps", {}) is json.dumps
+  with pytest.raises(UserError, match="cannot import it: No module named 'toy_parts'"):
+    parts.find("field", "toy_parts:Part", {})
 
 
 def test_a_closed_output_is_quiet():

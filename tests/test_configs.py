@@ -1,7 +1,8 @@
 """Every recipe loads, is locked, names a dataset, and builds its networks, loss and optimizer."""
 
 import functools
-import importlib.util
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,52 +13,48 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from dmfnet_jax import methods
+from dmfnet_jax.configs import ablations
 from dmfnet_jax.data import builders
-from dmfnet_jax.training import stages
+from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.methods.method import Context, join
+from dmfnet_jax.training import defaults, setup
 from dmfnet_jax.training.config import parse_config
-from dmfnet_jax.training.state import create_train_state, make_learning_rate, make_optimizer
+from dmfnet_jax.training.state import Optimizers, create_train_state
+from dmfnet_jax.weights.workdir import model_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FILES = [path for path in sorted(CONFIGS.rglob("*.py")) if path.name != "__init__.py"]
-NAMES = [path.relative_to(CONFIGS).as_posix() for path in FILES]
+NAMES = [
+  f"{name}.py:stage={stage},size={size}"
+  for name in methods.names()
+  for size in importlib.import_module(f"dmfnet_jax.configs.{name}").SIZES
+  for stage in methods.get(name).stages
+]
+ABLATIONS = [f"ablations.py:{name}" for name in ablations.STAGE1 | ablations.STAGE2]
 
 
 def load(name: str) -> ConfigDict:
   return parse_config(["--config", str(CONFIGS / name)])
 
 
-def with_unet(config: ConfigDict, stage1: str) -> ConfigDict:
-  """A Stage II config as the loop has it: with Stage I's UNet."""
-  config = ConfigDict(config)
-  with config.unlocked():
-    config.unet = load(stage1).unet
-  return config
-
-
-def docstring(name: str) -> str:
-  spec = importlib.util.spec_from_file_location("recipe", CONFIGS / name)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return str(module.__doc__)
-
-
-def own_stage1(name: str) -> str:
-  """The Stage I recipe that a Stage II recipe's docstring builds on."""
-  found = re.search(r"--config\.stage1=runs/(\w+)", docstring(name))
-  assert found, f"{name}: no --config.stage1 in the docstring's command"
-  return f"{found[1]}.py"
-
-
-def shapes(config: ConfigDict):
-  """What a config trains, with nothing computed."""
-  return jax.eval_shape(functools.partial(stages.init_params, config))
-
-
 @functools.cache
-def stage1_shapes(name: str):
-  return shapes(load(name))
+def run_of(name: str) -> setup.Setup:
+  """What a recipe stands for, on the earlier stages of its size; networks are shapes."""
+  config = load(name)
+  method = methods.get(config.method)
+  frozen: dict = {}
+  if config.stage > 1:
+    earlier = name.replace(f"stage={config.stage}", f"stage={config.stage - 1}")
+    before = run_of(earlier if earlier != name else "dmfnet.py:stage=1,size=small")
+    config = setup.with_sections(config, model_config(before.config.to_dict()))
+    frozen = join(before.frozen, shapes(before))
+  stage = method.stages[config.stage](config)
+  return setup.Setup(config, method, stage, {n: frozen[n] for n in stage.frozen})
+
+
+def shapes(run: setup.Setup):
+  """What a recipe trains, with nothing computed."""
+  return jax.eval_shape(run.stage.init, gaussian.make_key(0))
 
 
 def count(params) -> int:
@@ -65,87 +62,94 @@ def count(params) -> int:
 
 
 def test_there_are_configs():
-  assert {f"{size}stage{stage}.py" for size in ("", "small_", "tiny_") for stage in (1, 2)} <= {
-    *NAMES
-  }
+  files = {path.stem for path in CONFIGS.glob("*.py")}
+  assert files == {"__init__", "common", "ablations", *methods.names()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + ABLATIONS)
 def test_config_can_be_trained(name):
   """Up to the loss of a batch, traced and not computed."""
   config = load(name)
   assert config.is_locked
   assert config.dataset in builders.BUILDERS
-  stages.check_config(config)
-  frozen = None
-  if config.stage == 2:
-    stage1 = own_stage1(name)
-    frozen = stage1_shapes(stage1)
-    config = with_unet(config, stage1)
-  params = shapes(config)
-  learning_rate = make_learning_rate(config.optimizer, config.num_train_steps)
-  optimizer = make_optimizer(config.optimizer, learning_rate)
+  setup.check_config(config)
+  run = run_of(name)
+  params = shapes(run)
+  optimizers = Optimizers(run.config, setup.trained_networks(run.stage))
   state = jax.eval_shape(
-    lambda params: create_train_state(params, optimizer, ema=config.ema_decay > 0), params
+    lambda params: create_train_state(params, optimizers, ema=config.ema_decay > 0), params
   )
   assert state.step.shape == ()
-  assert learning_rate(max(1, config.num_train_steps // 2)) > 0
+  assert optimizers.rate(max(1, config.num_train_steps // 2)) > 0
 
-  loss_fn = stages.make_loss(config)
   image = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-  loss, terms = jax.eval_shape(
-    lambda *args: loss_fn(*args, train=True), params, frozen, {"a": image, "b": image}, keys
-  )
-  for value in (loss, *terms.values()):
-    assert (value.shape, value.dtype) == ((2,), jnp.float32)
+  for update in run.stage.updates:
+    loss = jax.eval_shape(
+      lambda params, batch, keys, update=update: update.loss(
+        params, batch, Context(keys, True, jnp.float32(0.5))
+      ),
+      join(run.frozen, params),
+      {"a": image, "b": image},
+      keys,
+    )
+    for value in (loss.value, *loss.terms.values()):
+      assert (value.shape, value.dtype) == ((2,), jnp.float32)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_docstring_has_the_command_that_trains_it(name):
-  """With the file's own path, so that copying it out of the docstring works."""
-  command = re.search(r"dmfnet train --config (\S+) --workdir \S+", docstring(name))
-  assert command
-  assert command[1] == f"configs/{name}"
+@pytest.mark.parametrize("name", methods.names())
+def test_docstring_has_the_commands_that_train_it(name):
+  """So that copying them out of the docstring works."""
+  text = importlib.import_module(f"dmfnet_jax.configs.{name}").__doc__
+  commands = re.findall(r"dmfnet train --config (\S+) --workdir \S+", text)
+  assert len(commands) == len(methods.get(name).stages)
+  for command in commands:
+    assert parse_config(["--config", command]).method == name
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ablations/")])
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_one_thing(name):
-  base = re.search(r"Ablation of `(\w+)`", docstring(name))
-  assert base
-  ours, theirs = (
-    traverse_util.flatten_dict(load(x).to_dict(), sep=".") for x in (name, f"{base[1]}.py")
-  )
+  config = load(name)
+  base = load(f"dmfnet.py:stage={config.stage},size=small")
+  ours, theirs = (traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (config, base))
   assert ours.keys() == theirs.keys()
   assert len([field for field in ours if ours[field] != theirs[field]]) == 1
 
 
-@pytest.mark.parametrize("name", ["stage1.py", "stage2.py"])
-def test_every_field_is_commented(name):
-  """In the base recipes; variants say why they differ."""
-  lines = (CONFIGS / name).read_text().splitlines()
-  fields = [line for line in lines if re.match(r"  config\.[\w.]+ = (?!ml_collections)", line)]
-  assert len(fields) > 25
-  assert [line for line in fields if "  # " not in line] == []
+@pytest.mark.parametrize(
+  "module", [defaults, *(inspect.getmodule(methods.get(name).defaults) for name in methods.names())]
+)
+def test_every_field_is_commented(module):
+  """Beside its default, or in the lines above it."""
+  lines = inspect.getsource(module).splitlines()
+  fields = [i for i, line in enumerate(lines) if re.match(r'\s{4,}"\w+": (?!.*\{$).+,', line)]
+  assert len(fields) > 5
+  bare = [i for i in fields if "  # " not in lines[i]]
+  # A comment above covers the fields below it that belong together.
+  assert all(any("# " in above for above in lines[max(0, i - 4) : i]) for i in bare)
 
 
 @pytest.mark.parametrize(
-  ("stage1", "unet", "stage2", "head"),
+  ("name", "expected"),
   [
-    ("stage1.py", 20_670_081, "stage2.py", 3_026_640),
-    ("small_stage1.py", 1_299_873, "small_stage2.py", 193_465),
-    ("tiny_stage1.py", 327_633, "tiny_stage2.py", 49_932),
+    ("dmfnet.py:stage=1,size=paper", 20_670_081),
+    ("dmfnet.py:stage=2,size=paper", 3_026_640),
+    ("dmfnet.py:stage=1,size=small", 1_299_873),
+    ("dmfnet.py:stage=2,size=small", 193_465),
+    ("dmfnet.py:stage=1,size=tiny", 327_633),
+    ("dmfnet.py:stage=2,size=tiny", 49_932),
+    ("cddfuse.py:stage=1,size=paper", 599_144 + 207_936),
+    ("cddfuse.py:stage=2,size=paper", 1_188_272),
   ],
 )
-def test_parameter_counts(stage1, unet, stage2, head):
-  assert count(stage1_shapes(stage1)) == unet
-  assert count(shapes(with_unet(load(stage2), stage1))) == head
+def test_parameter_counts(name, expected):
+  assert count(shapes(run_of(name))) == expected
 
 
 def test_overrides_from_the_command_line():
   config = parse_config(
     [
-      "--config=configs/stage1.py",
+      "--config=configs/dmfnet.py:stage=1",
       "--config.batch_size=16",
       "--config.unet.multipliers=(1,2)",
       "--config.unet.attention_levels=(0,)",
@@ -168,22 +172,28 @@ def test_overrides_from_the_command_line():
 
 
 def test_features_of_one_timestep():
-  config = parse_config(["--config=configs/stage2.py", "--config.features.timesteps=(5,)"])
+  config = parse_config(["--config=configs/dmfnet.py:stage=2", "--config.features.timesteps=(5,)"])
   assert config.features.timesteps == (5,)
+
+
+def test_the_old_name_of_start_is_understood():
+  config = parse_config(["--config=configs/dmfnet.py:stage=2", "--config.stage1=runs/x"])
+  assert config.start == "runs/x"
 
 
 def test_installed_configs_are_found_anywhere(monkeypatch, tmp_path):
   """Outside a checkout the same words find the installed copy; a file that is there wins."""
   monkeypatch.chdir(tmp_path)
-  assert parse_config(["--config", "configs/small_stage1.py"]).unet.width == 32
+  words = ["--config", "configs/dmfnet.py:size=small"]
+  assert parse_config(words).unet.width == 32
   (tmp_path / "configs").mkdir()
-  text = (CONFIGS / "small_stage1.py").read_text().replace("width = 32", "width = 16")
-  (tmp_path / "configs/small_stage1.py").write_text(text)
-  assert parse_config(["--config", "configs/small_stage1.py"]).unet.width == 16
+  text = (CONFIGS / "dmfnet.py").read_text().replace("width = 32", "width = 16")
+  (tmp_path / "configs/dmfnet.py").write_text(text)
+  assert parse_config(words).unet.width == 16
 
 
 def test_two_loads_share_nothing():
-  first, second = (load("stage1.py") for _ in range(2))
+  first, second = (load("dmfnet.py:stage=1") for _ in range(2))
   with first.unlocked():
     first.unet.width = 1
   assert second.unet.width == 128
@@ -191,7 +201,7 @@ def test_two_loads_share_nothing():
 
 def test_the_recipes_are_the_papers():
   """The numbers that a later edit must not change by accident."""
-  stage1, stage2 = load("stage1.py"), load("stage2.py")
+  stage1, stage2 = load("dmfnet.py:stage=1"), load("dmfnet.py:stage=2")
   assert stage1.schedule.to_dict() == {
     "name": "cosine",
     "num_timesteps": 2000,
@@ -208,6 +218,7 @@ def test_the_recipes_are_the_papers():
   assert stage2.fusion_head.output == "tanh"
   assert stage2.features.schedule.name == "linear"
   assert stage2.loss.to_dict() == {
+    "fn": "fusion",
     "intensity_weight": 1.5,
     "overlap": 0.0,
     "gradient_weight": 1.0,

@@ -16,7 +16,7 @@ from PIL import Image
 from dmfnet_jax import report
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.inference import evaluate
+from dmfnet_jax.fusing import evaluate
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, page, pairs, run, scores, write_report
 

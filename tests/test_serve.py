@@ -17,8 +17,8 @@ from PIL import Image
 
 from dmfnet_jax import serve
 from dmfnet_jax.cli import main
-from dmfnet_jax.data import color, scaling
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import color, scaling
 from dmfnet_jax.serve import page as page_lib
 from dmfnet_jax.serve import view
 
@@ -198,7 +198,7 @@ def test_it_ends_with_ctrl_c_and_leaves_nothing(monkeypatch, capsys, environment
 
   closed = []
   page = types.SimpleNamespace(close=lambda verbose: closed.append(verbose))
-  monkeypatch.setattr(model, "load_model", lambda spec: f"model {spec}")
+  monkeypatch.setattr(model, "load_model", lambda spec, **options: f"model {spec}")
   monkeypatch.setattr(serve, "_sample_pairs", dict)
   monkeypatch.setattr(serve, "_import_gradio", lambda folder: None)
   monkeypatch.setattr(serve, "build_page", lambda model, samples, title: page)

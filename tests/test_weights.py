@@ -1,16 +1,18 @@
 """Model files: what is written is read, whole or not at all."""
 
+import resource
+import signal
 import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from etils import epath
 from safetensors import numpy as safetensors
 
-from dmfnet_jax import weights
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.weights import files as weights
+from dmfnet_jax.weights import find
 
 PARAMS = {
   "unet": {
@@ -19,14 +21,21 @@ PARAMS = {
   },
   "fusion_head": {"bias": np.zeros(0, np.float32), "offset": np.array(0.1, np.float32)},
 }
-CONFIG = {"unet": {"width": 8, "multipliers": [1, 2]}, "features": {"source": "decoder"}}
+CONFIG = {
+  "method": "dmfnet",
+  "unet": {"width": 8, "multipliers": [1, 2]},
+  "features": {"source": "decoder"},
+}
 
 
 def test_float32_comes_back_as_it_was(tmp_path):
   weights.save_weights(tmp_path / "x.safetensors", PARAMS, CONFIG)
   params, config = weights.read_weights(tmp_path / "x.safetensors")
   tiny.assert_same(params, PARAMS)
-  assert config == CONFIG
+  assert config == weights.complete(CONFIG)
+  assert config["unet"] | CONFIG["unet"] == config["unet"]
+  # What is newer than the file has the method's default.
+  assert config["features"]["timesteps"] == (5, 10, 20)
 
 
 def test_arrays_need_not_be_contiguous_nor_numpys(tmp_path):
@@ -101,35 +110,45 @@ def test_what_is_no_model_is_refused(tmp_path, content, message):
 
 def test_what_is_not_there_is_named(tmp_path):
   for path in (tmp_path / "missing.safetensors", tmp_path):
-    with pytest.raises(UserError, match=f"cannot read the model file {path}: "):
+    with pytest.raises(UserError, match=f"{path}: (no such file|is a folder)"):
       weights.read_weights(path)
 
 
-def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
-  path = epath.Path(tmp_path / "x.safetensors")
+def test_a_save_without_room_leaves_the_old_file(tmp_path):
+  """Files may not grow past a few kilobytes: as if there were no more room."""
+  path = tmp_path / "x.safetensors"
   weights.save_weights(path, PARAMS, CONFIG)
   before = path.read_bytes()
-
-  def fill_the_disk(self, data):
-    with open(self, "wb") as file:
-      file.write(data[: len(data) // 2])
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(type(path), "write_bytes", fill_the_disk)
-  with pytest.raises(UserError, match=f"cannot write the model file {path}: No space left"):
-    weights.save_weights(path, {"unet": {"y": np.ones(100)}}, CONFIG)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    with pytest.raises(UserError, match=f"{path}: cannot write: File too large"):
+      weights.save_weights(path, {"unet": {"y": np.ones(10_000)}}, CONFIG)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
   assert path.read_bytes() == before
-  assert list(tmp_path.iterdir()) == [tmp_path / path.name]
+  assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_unknown_name_lists_the_known_ones(monkeypatch):
-  monkeypatch.setattr(weights, "released_names", lambda: ["large", "small"])
-  with pytest.raises(UserError, match=r"unknown model 'smal': give a released name \(large, small"):
-    weights.released_path("smal")
+def test_the_oldest_files_name_no_method(tmp_path):
+  """They hold the first method's model."""
+  path = tmp_path / "x.safetensors"
+  metadata = {"format": weights.FORMAT, "config": '{"unet": {"width": 4}}'}
+  path.write_bytes(safetensors.save({"unet/x": np.ones(3, np.float32)}, metadata))
+  _, config = weights.read_weights(path)
+  assert config["method"] == "dmfnet"
+  assert (config["unet"]["width"], config["unet"]["norm_groups"]) == (4, 32)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+  with pytest.raises(UserError, match=r"unknown model 'smal': give a released name \(small, small"):
+    find.released_path("smal")
 
 
 def test_every_released_model_is_read():
-  for name in weights.released_names():
-    params, config = weights.read_weights(weights.released_path(name))
+  for name in find.released_names():
+    params, config = weights.read_weights(find.released_path(name))
     assert params.keys() == {"unet", "fusion_head"}, name
-    assert config.keys() == {"unet", "fusion_head", "features"}, name
+    assert config.keys() >= {"method", "unet", "fusion_head", "features"}, name

@@ -6,12 +6,46 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import toy
 
-from dmfnet_jax.training import stages
-from dmfnet_jax.training.checkpoint import model_config
+from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.methods import parts
+from dmfnet_jax.methods.dmfnet import METHOD
+from dmfnet_jax.training import setup
+from dmfnet_jax.weights.workdir import model_config
+
+parts.allow({"toy"})
+
+_RUN = {
+  "dataset": "paired_folder",
+  "crop_size": 16,
+  "batch_size": 4,
+  "num_train_steps": 4,
+  "log_every_steps": 1,
+  "eval_every_steps": 2,
+  "sample_every_steps": 4,
+  "checkpoint_every_steps": 2,
+  "eval_batch_size": 2,
+  "optimizer.learning_rate": 1e-3,
+  "ema_decay": 0.5,
+}
+
+
+def toy_config(data_dir: str | Path = "", **changes: Any) -> ml_collections.ConfigDict:
+  """A run of four steps of the toy method; arguments as for `config`."""
+  from dmfnet_jax.configs import common
+
+  return _changed(
+    common.recipe(toy.NAME, 1), {"optimizer.name": "adamw", **_RUN}, data_dir, changes
+  )
+
+
+def _changed(config, base, data_dir, changes):
+  config.update_from_flattened_dict({**base, "data_dir": str(data_dir)})
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+  return config
 
 
 def config(stage: int, data_dir: str | Path = "", **changes: Any) -> ml_collections.ConfigDict:
@@ -22,22 +56,9 @@ def config(stage: int, data_dir: str | Path = "", **changes: Any) -> ml_collecti
     data_dir: where `paired_folder` was prepared.
     **changes: fields, with "__" for the dot: optimizer__clip_norm=1.0.
   """
-  from dmfnet_jax.configs import stage1, stage2
+  from dmfnet_jax.configs import dmfnet
 
-  base = {
-    "dataset": "paired_folder",
-    "data_dir": str(data_dir),
-    "crop_size": 16,
-    "batch_size": 4,
-    "num_train_steps": 4,
-    "log_every_steps": 1,
-    "eval_every_steps": 2,
-    "sample_every_steps": 4,
-    "checkpoint_every_steps": 2,
-    "eval_batch_size": 2,
-    "optimizer.learning_rate": 1e-3,
-    "ema_decay": 0.5,
-  }
+  base = dict(_RUN)
   if stage == 1:
     base |= {
       "unet.width": 8,
@@ -45,10 +66,7 @@ def config(stage: int, data_dir: str | Path = "", **changes: Any) -> ml_collecti
       "unet.num_res_blocks": 1,
       "unet.norm_groups": 4,
     }
-  result = (stage1 if stage == 1 else stage2).get_config()
-  result.update_from_flattened_dict(base)
-  result.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-  return result
+  return _changed(dmfnet.get_config(f"stage={stage}"), base, data_dir, changes)
 
 
 def stage2_config(unet: dict[str, Any] | None = None, **changes: Any) -> ml_collections.ConfigDict:
@@ -66,7 +84,9 @@ def stage2_config(unet: dict[str, Any] | None = None, **changes: Any) -> ml_coll
 
 def draw_params(config: ml_collections.ConfigDict, seed: int = 0) -> Any:
   """Random parameters of what a config's stage trains: no initialiser is compiled."""
-  return draw_like(jax.eval_shape(functools.partial(stages.init_params, config)), seed)
+  stage = METHOD.stages[config.stage](config)
+  (shapes,) = jax.eval_shape(stage.init, gaussian.make_key(0)).values()
+  return draw_like(shapes, seed)
 
 
 def draw_like(shapes: Any, seed: int = 0) -> Any:
@@ -106,15 +126,9 @@ def model(**unet: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   return _model(json.dumps(unet))
 
 
-TOY_PARAMS = {"w": np.array([0.5, -1.0], np.float32), "c": np.array(0.1, np.float32)}
-
-
-def toy_loss(params, frozen_params, batch, keys, train):
-  """A `steps.LossFn` of the model of three numbers `TOY_PARAMS`: it compiles in no time."""
-  noise = jax.vmap(jax.random.normal)(keys)[:, None, None, None]
-  predicted = params["w"][0] * batch["a"] + params["w"][1] * noise + params["c"]
-  loss = jnp.mean((predicted - batch["b"]) ** 2, axis=(1, 2, 3))
-  return loss, {"twice": 2 * loss}
+def run_setup(config: ml_collections.ConfigDict, frozen: Any = None) -> setup.Setup:
+  """What a config stands for, where the networks that it keeps are at hand."""
+  return setup.Setup(config, METHOD, METHOD.stages[config.stage](config), frozen or {})
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.data.color import rgb_to_luma
-from dmfnet_jax.data.images import to_float
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.color import rgb_to_luma
+from dmfnet_jax.io.pictures import to_float
 
 
 class DecodedPairs:

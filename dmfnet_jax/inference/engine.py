@@ -1,12 +1,12 @@
-"""The compiled, batched fuser: arrays in, arrays out.
+"""The compiled, batched computation of a method: arrays in, arrays out.
 
-Images are [B, H, W] float32 in [-1, 1]. The engine pads each image by reflection at the bottom and
-the right to one of a few sizes, fuses, and crops. The padded size follows from the image's own size
-alone: norms and attention see the whole padded image, and yet a fused picture never depends on what
-else is fused with it. Programs are compiled once for each padded size and batch size.
+The engine pads each picture by reflection at the bottom and the right to one of a few sizes (or to
+the method's stride alone), computes, and crops. The padded size follows from the picture's own size
+alone: norms and attention see the whole padded picture, and yet a result never depends on what else
+is computed with it. Programs are compiled once for each padded size and batch size.
 
-The pairs of a batch are divided among the local devices, each of which runs the program of one
-device on its share.
+Here, and nowhere else, it is decided which examples share a batch, how a batch is filled up, what
+each device takes, and what happens where the memory is full.
 """
 
 import collections
@@ -22,31 +22,31 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dmfnet_jax import models
+from dmfnet_jax import methods
 from dmfnet_jax.diffusion import gaussian
-from dmfnet_jax.diffusion.schedule import make_schedule
-from dmfnet_jax.inference import features
-from dmfnet_jax.inference.batches import choose_passes, is_out_of_memory, pairs_per_batch
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import memory
+from dmfnet_jax.methods.method import Compute, Images, Params
 
 Array = jax.Array
-FuseFn = Callable[[Any, Array, Array, Array], Array]
+Size = tuple[int, ...]
 
 _SIZES_PER_OCTAVE = 8  # a side grows by 12 % at most, by 4 % on average
 
 
-def pair_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
-  """Returns one PRNG key a pair [B], folded from (seed, pair name, draw)."""
+def example_keys(seed: int, names: Sequence[str], draw: int = 0) -> Array:
+  """Returns one PRNG key per example [B], folded from (seed, name, draw)."""
   codes = np.array([name_code(name) for name in names], np.uint32)
   return fold_keys(jnp.uint32(seed % 2**32), jnp.asarray(codes), draw)
 
 
 def name_code(name: str) -> int:
-  """The number, below 2^32, that stands for a pair's name in its noise."""
+  """The number, below 2^32, that stands for an example's name in its noise."""
   return zlib.crc32(name.encode())
 
 
 def fold_keys(seed: Array, codes: Array, draw: int = 0) -> Array:
-  """`pair_keys` for traced numbers: a seed [] and the names' codes [B], uint32."""
+  """`example_keys` for traced numbers: a seed [] and the names' codes [B], uint32."""
   root = gaussian.make_key(seed)
 
   def fold(code: Array) -> Array:
@@ -55,149 +55,218 @@ def fold_keys(seed: Array, codes: Array, draw: int = 0) -> Array:
   return jax.vmap(fold)(codes)
 
 
-def padded_size(size: int, stride: int) -> int:
-  """The size to which a side is padded: one of few, so that mixed sizes need few programs.
+def padded_side(side: int, stride: int, exact: bool = False) -> int:
+  """The length to which a side is padded: one of few, so that mixed sizes need few programs.
 
-  Up to 16 strides (256 pixels at the paper's depth) the next multiple of the stride; above that
-  every octave has eight sizes: 288, 320, ..., 512, 576, 640, ...
+  Up to 16 strides (256 pixels for a stride of 16) the next multiple of the stride; above that every
+  octave has eight lengths: 288, 320, ..., 512, 576, 640, ... With `exact` the next multiple always.
   """
-  step = max(stride, 2 ** (size.bit_length() - 1) // _SIZES_PER_OCTAVE)
-  if step % stride:
-    step = stride  # a depth whose stride is no power of two has no octaves
-  return -(-size // step) * step
+  step = max(stride, 2 ** (side.bit_length() - 1) // _SIZES_PER_OCTAVE)
+  if exact or step % stride:
+    step = stride  # a stride that is no power of two has no octaves
+  return -(-side // step) * step
 
 
 class Engine:
-  """A model's fusing program, compiled once for each (padded size, batch size) that it meets.
+  """A model's program, compiled once for each (padded size, batch size) that it meets.
 
   Args:
-    params: {"unet", "fusion_head"} parameters, float32.
-    config: the model config (`unet`, `fusion_head`, `features`).
+    params: the parameters by network, float32.
+    config: the model config, with its "method".
     compute_dtype: "float32" or "bfloat16".
-    passes_per_step: how many of the UNet's 2 T passes run as one batch; by default what
-      `batches.choose_passes` says for the device. It changes the rounding only.
+    parts_per_step: how many of the method's parts run as one batch; by default what
+      `memory.choose_parts` says for the device. It changes the rounding only.
   """
 
   def __init__(
     self,
-    params: Mapping[str, Any],
+    params: Params,
     config: Mapping[str, Any],
     *,
     compute_dtype: str = "float32",
-    passes_per_step: int | None = None,
+    parts_per_step: int | None = None,
   ):
+    self.method = methods.get(config["method"])
     self.config = config
-    self.compute_dtype = compute_dtype
-    self.passes_per_step = passes_per_step
-    self.stride = 2 ** (len(config["unet"]["multipliers"]) - 1)
+    self._dtype = compute_dtype
+    self._parts_per_step = parts_per_step
     self._config_json = json.dumps(config)
     self._devices = tuple(jax.local_devices())
     self._params = {1: jax.device_put(params, self._devices[0])}  # by the number of devices
-    self._passes: dict[tuple[tuple[int, int], int], int] = {}  # as first chosen
+    self._parts: dict[tuple[Size, int], int] = {}  # as first chosen
+    self._limits: dict[Size, int] = {}  # so many at a time fitted the memory
+    self._compiled: dict[Size, dict[int, int]] = {}  # batch sizes, and the devices of each
+    self._running: dict[Size, int] = {}  # the batch size that runs, or ran last
 
-  def fuse_noisy(self, noisy_a: Array, noisy_b: Array, noise_levels: Array) -> Array:
-    """Fuses [T, B, H, W, 1] noised sources at [T] noise levels into [B, H, W, 1] float32.
+  def padded(self, size: Size) -> Size:
+    """The size to which a picture is padded, which follows from its own."""
+    stride = self.method.stride(self.config)
+    return tuple(padded_side(side, stride, self.method.exact_size) for side in size)
 
-    Raises:
-      ValueError: H or W is not a multiple of the UNet's stride, or T is not the model's.
-    """
-    noisy_a, noisy_b = jnp.asarray(noisy_a), jnp.asarray(noisy_b)
-    _, pairs, height, width, _ = noisy_a.shape
-    program = _fuse_noisy(*self._key((height, width), pairs))
-    return program(self._params[1], noisy_a, noisy_b, jnp.asarray(noise_levels))
-
-  def fuse(
-    self,
-    a: Sequence[np.ndarray],
-    b: Sequence[np.ndarray],
-    keys: Array,
-    batch_size: int | None = None,
-  ) -> list[np.ndarray]:
-    """Fuses pictures of one padded size; returns each one's [H, W] float32 in [-1, 1].
-
-    Where the memory is full and the number of passes was left to the engine, fewer of them run at a
-    time from then on.
+  def batch_size(self, padded: Size, wanted: int | None = None) -> int:
+    """How many examples of a padded size go through at a time, over all devices.
 
     Args:
-      a: the MRIs, [H, W] each; their sizes may differ where `padded` is the same.
-      b: the other modality's lumas, of the same sizes.
-      keys: PRNG keys [B], one a pair.
-      batch_size: pairs at a time on a device, by default `batches.pairs_per_batch`; the last of
-        several batches is filled up with repeats, so that nothing is compiled for it.
+      padded: the padded size.
+      wanted: what the user says; by default `memory.examples_per_device` on each.
     """
-    sizes = [x.shape for x in a]
-    padded = self.padded(*sizes[0])
-    # On the host: numpy reflects as often as needed where an image is smaller than its margin.
-    padded_a, padded_b = (np.stack([_reflect(x, padded) for x in group]) for group in (a, b))
-    while True:
-      try:
-        fused = self._fuse_padded(padded_a, padded_b, keys, batch_size)
-      except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or not self._take_fewer_passes(padded):
-          raise
-      else:
-        return [x[:height, :width] for x, (height, width) in zip(fused, sizes, strict=False)]
+    default = memory.examples_per_device(*padded[-2:]) * len(self._devices)
+    return min(wanted or default, self._limits.get(padded, wanted or default))
 
-  def _fuse_padded(
-    self, a: np.ndarray, b: np.ndarray, keys: Array, batch_size: int | None
-  ) -> list[np.ndarray]:
-    """Fuses [B, H, W] batch by batch; the result's last pictures may be repeats."""
-    count, height, width = a.shape
-    devices = 1 if count == 1 else len(self._devices)
-    share = min(batch_size or pairs_per_batch(height, width), -(-count // devices))
-    size = share * devices
-    program = _fuse(*self._key((height, width), share), self._devices[:devices])
-    params = self._params_on(devices)
-    fused: list[np.ndarray] = []
-    running: collections.deque[Array] = collections.deque()
-    for start in range(0, count, size):
-      chosen = np.minimum(np.arange(start, start + size), count - 1)
-      running.append(program(params, a[chosen], b[chosen], keys[chosen]))
+  def extra(self, name: str, *args: Any) -> Any:
+    """Calls a further function of the method; its first argument is [..., B, H, W, C]."""
+    *_, examples, height, width, _ = jnp.shape(args[0])
+    compute = self._compute((height, width), examples)
+    return _extra_program(self._config_json, compute, name)(self._params[1], *args)
+
+  def run(
+    self,
+    sources: Sequence[Mapping[str, np.ndarray]],
+    keys: Array,
+    batch_size: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+  ) -> list[dict[str, np.ndarray]]:
+    """Computes the outputs of examples of any sizes.
+
+    Where the memory is full, fewer parts and then fewer examples run at a time from then on.
+
+    Args:
+      sources: of each example its pictures [*space, C] in [-1, 1], all of one size, and vectors.
+      keys: PRNG keys [B], one per example.
+      batch_size: examples at a time over all devices, see `batch_size`.
+      on_done: told how many examples are done, after each batch.
+
+    Returns:
+      Each example's outputs, pictures cropped to its size (times the method's `scale`).
+
+    Raises:
+      UserError: a single example does not fit the memory.
+    """
+    groups: dict[Size, list[int]] = {}
+    for i, example in enumerate(sources):
+      groups.setdefault(self.padded(self._size(example)), []).append(i)
+    results: list[dict[str, np.ndarray]] = [{}] * len(sources)
+    for padded, group in groups.items():
+      for i, result in self._run_group(padded, group, sources, keys, batch_size, on_done):
+        results[i] = self._crop(result, self._size(sources[i]))
+    return results
+
+  def _run_group(self, padded, group, sources, keys, batch_size, on_done):
+    """Yields the index and the padded outputs of examples of one padded size."""
+    done = 0
+    while done < len(group):
+      try:
+        for chosen, outputs in self._run_batches(padded, group[done:], sources, keys, batch_size):
+          for row, i in enumerate(chosen):
+            yield i, {name: value[row] for name, value in outputs.items()}
+          done += len(chosen)
+          if on_done is not None:
+            on_done(len(chosen))
+      except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+          raise
+        self._take_less(padded, error)
+
+  def _run_batches(self, padded, group, sources, keys, batch_size):
+    """Yields what each batch computed: the indices of its examples, and the outputs."""
+    limit = self.batch_size(padded, batch_size)
+    size, devices = self._choose_size(padded, len(group), limit)
+    program = _program(
+      self._config_json, self._compute(padded, size // devices), self._devices[:devices]
+    )
+    running: collections.deque[tuple[list[int], Images]] = collections.deque()
+    for start in range(0, len(group), size):
+      chosen = group[start : start + size]
+      filled = np.array(chosen + chosen[-1:] * (size - len(chosen)))
+      batch = {
+        field.name: np.stack([self._pad(sources[i][field.name], padded) for i in filled])
+        for field in self.method.sources
+      }
+      running.append((chosen, program(self._params_on(devices), batch, keys[filled])))
       # The next batch is on its way while this one computes; more would only fill the memory.
       if len(running) > 1:
-        fused.extend(np.asarray(running.popleft()))
-    return [*fused, *np.asarray(running.popleft())]
+        yield _on_host(*running.popleft())
+    yield _on_host(*running.popleft())
 
-  def temporary_bytes(self, height: int, width: int, pairs: int = 1) -> int:
+  def _choose_size(self, padded: Size, count: int, limit: int) -> tuple[int, int]:
+    """How many examples to compute at a time, with repeats to fill up, and on how many devices."""
+    devices = max(n for n in memory.divisors(limit) if n <= min(len(self._devices), count))
+    size = min(limit, -(-count // devices) * devices)
+    # Compiling takes long for each size: a few repeats are cheaper.
+    compiled = self._compiled.setdefault(padded, {})
+    for known in sorted(compiled):
+      if size <= known <= min(limit, 2 * size):
+        size, devices = known, compiled[known]
+        break
+    compiled[size] = devices
+    self._running[padded] = size
+    return size, devices
+
+  def _take_less(self, padded: Size, error: Exception) -> None:
+    """Lowers the parts at a time for a padded size, or else the examples.
+
+    Raises:
+      UserError: it is one of either already.
+    """
+    chosen = {key: n for key, n in self._parts.items() if key[0] == padded}
+    if self._parts_per_step is None and max(chosen.values(), default=1) > 1:
+      for key, parts in chosen.items():
+        fewer = [n for n in memory.divisors(self.method.parts(self.config)) if n < parts]
+        self._parts[key] = max(fewer, default=1)
+      return
+    examples = self._running[padded]
+    if examples == 1:
+      shape = " x ".join(map(str, padded))
+      raise UserError(f"a picture of {shape} does not fit the memory") from error
+    self._limits[padded] = examples // 2
+    self._compiled.pop(padded)
+
+  def temporary_bytes(self, size: Size, examples: int = 1) -> int:
     """The memory that XLA plans for the activations of a batch on one device, in bytes.
 
     It compiles the program. The parameters and the pictures come on top.
 
     Args:
-      height: of the pictures; padded as `fuse` pads them.
-      width: of the pictures.
-      pairs: in the batch.
+      size: of the pictures; padded as `run` pads them.
+      examples: in the batch.
     """
-    padded = self.padded(height, width)
-    program = _fuse(*self._key(padded, pairs), self._devices[:1])
-    image = jax.ShapeDtypeStruct((pairs, *padded), jnp.float32)
-    keys = jax.eval_shape(lambda: pair_keys(0, [""] * pairs))
-    compiled = program.lower(self._params[1], image, image, keys).compile()
+    padded = self.padded(size)
+    program = _program(self._config_json, self._compute(padded, examples), self._devices[:1])
+    batch = {
+      field.name: jax.ShapeDtypeStruct(
+        (examples, *(() if field.is_vector else padded), field.channels), jnp.float32
+      )
+      for field in self.method.sources
+    }
+    keys = jax.eval_shape(lambda: example_keys(0, [""] * examples))
+    compiled = program.lower(self._params[1], batch, keys).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
-  def padded(self, height: int, width: int) -> tuple[int, int]:
-    """The size to which a picture is padded, which follows from its own."""
-    return padded_size(height, self.stride), padded_size(width, self.stride)
+  def _size(self, example: Mapping[str, np.ndarray]) -> Size:
+    field = next(field for field in self.method.sources if not field.is_vector)
+    return example[field.name].shape[:-1]
 
-  def _key(self, padded: tuple[int, int], pairs: int) -> tuple[str, str, int]:
-    """What distinguishes programs besides the shapes of their arguments."""
-    passes = self.passes_per_step or self._passes.get((padded, pairs))
-    if passes is None:
+  def _pad(self, source: np.ndarray, padded: Size) -> np.ndarray:
+    """Reflects on the host: NumPy does so as often as a small picture's margin needs."""
+    if source.ndim == 1:
+      return source
+    margins = [(0, want - side) for want, side in zip(padded, source.shape, strict=False)]
+    return np.pad(source, [*margins, (0, 0)], mode="reflect")
+
+  def _crop(self, outputs: Mapping[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
+    window = tuple(slice(self.method.scale * side) for side in size)
+    vectors = {field.name for field in self.method.outputs if field.is_vector}
+    return {k: v if k in vectors else v[window] for k, v in outputs.items()}
+
+  def _compute(self, padded: Size, examples: int) -> Compute:
+    parts = self._parts_per_step or self._parts.get((padded, examples))
+    if parts is None:
       # Once: the free memory changes from call to call, and another choice is another program.
-      passes = choose_passes(self.config, padded, pairs, self.compute_dtype)
-      self._passes[padded, pairs] = passes
-    return self._config_json, self.compute_dtype, passes
-
-  def _take_fewer_passes(self, padded: tuple[int, int]) -> bool:
-    """Lowers the passes at a time for a padded size; False where they are one already."""
-    chosen = {key: passes for key, passes in self._passes.items() if key[0] == padded}
-    if max(chosen.values(), default=1) == 1:
-      return False
-    total = 2 * len(self.config["features"]["timesteps"])
-    for key, passes in chosen.items():
-      fewer = [n for n in range(1, passes) if total % n == 0]
-      self._passes[key] = max(fewer, default=1)
-    return True
+      parts = memory.choose_parts(
+        self.method, self.config, padded, examples, self._dtype, self._devices[0]
+      )
+      self._parts[padded, examples] = parts
+    return Compute(self._dtype, parts)
 
   def _params_on(self, devices: int) -> Any:
     """The parameters on so many devices, copied there when they are first needed.
@@ -210,92 +279,46 @@ class Engine:
     return self._params[devices]
 
 
-def _reflect(picture: np.ndarray, padded: tuple[int, int]) -> np.ndarray:
-  height, width = picture.shape
-  return np.pad(picture, ((0, padded[0] - height), (0, padded[1] - width)), mode="reflect")
+def _on_host(chosen: list[int], outputs: Images) -> tuple[list[int], dict[str, np.ndarray]]:
+  return chosen, {name: np.asarray(value) for name, value in outputs.items()}
 
 
-def fuse_function(config: Mapping[str, Any], compute_dtype: str, passes_per_step: int) -> FuseFn:
-  """Returns the whole computation of padded pictures, not compiled.
+def divide_among(function: Callable, devices: Sequence[jax.Device]) -> Any:
+  """Compiles a method's function for several devices, each of which takes its share of a batch.
 
-  The function maps (params, a [B, H, W], b [B, H, W], keys [B]) to the fused [B, H, W].
+  Not a plain jit over divided batches: a method may join examples and passes in one axis, through
+  which XLA follows no division. It would let every device compute everything.
   """
-  timesteps = tuple(config["features"]["timesteps"])
-  schedule = make_schedule(**config["features"]["schedule"])
-  noise = config["features"].get("noise", True)  # the first model files have no such field
-  fuse_noisy = _fuse_noisy_function(config, compute_dtype, passes_per_step)
-
-  def fuse(params: Any, a: Array, b: Array, keys: Array) -> Array:
-    sources = a[..., None], b[..., None]
-    noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
-    return fuse_noisy(params, *noisy, sources)[..., 0]
-
-  return fuse
-
-
-def divide_among(fuse: FuseFn, devices: Sequence[jax.Device]) -> FuseFn:
-  """Compiles `fuse` for several devices, each of which computes its share of the pairs.
-
-  Not a plain jit over divided batches: the passes of the UNet join pairs, modalities and timesteps
-  in one axis, through which XLA follows no division. It would let every device compute everything.
-  """
-  pairs = P("pairs")
+  examples = P("examples")
   divided = jax.shard_map(
-    fuse,
+    function,
     mesh=_mesh(devices),
-    in_specs=(P(), pairs, pairs, pairs),
-    out_specs=pairs,
+    in_specs=(P(), examples, examples),
+    out_specs=examples,
     check_vma=False,  # nothing is exchanged; sums begin with zeros that belong to no device
   )
   return jax.jit(divided)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
-  return Mesh(np.array(devices), ("pairs",))
-
-
-def _fuse_noisy_function(
-  config: Mapping[str, Any], compute_dtype: str, passes_per_step: int
-) -> Callable[..., Array]:
-  unet = models.build_unet(config["unet"], compute_dtype)
-  num_timesteps = len(config["features"]["timesteps"])
-  head = models.build_fusion_head(
-    config["fusion_head"], config["unet"], num_timesteps, compute_dtype
-  )
-
-  def fuse_noisy(
-    params: Any,
-    noisy_a: Array,
-    noisy_b: Array,
-    noise_levels: Array,
-    sources: tuple[Array, Array] | None = None,
-  ) -> Array:
-    return features.fuse_noisy(
-      unet,
-      head,
-      params,
-      noisy_a,
-      noisy_b,
-      noise_levels,
-      sources=sources,
-      source=config["features"]["source"],
-      passes_per_step=passes_per_step,
-    )
-
-  return fuse_noisy
+  return Mesh(np.array(devices), ("examples",))
 
 
 # Models of one config share what is compiled for them.
 
 
 @functools.lru_cache
-def _fuse_noisy(config_json: str, compute_dtype: str, passes_per_step: int) -> Any:
-  return jax.jit(_fuse_noisy_function(json.loads(config_json), compute_dtype, passes_per_step))
+def _program(config_json: str, compute: Compute, devices: tuple[jax.Device, ...]) -> Any:
+  config = json.loads(config_json)
+  function = methods.get(config["method"]).fuse(config, compute)
+
+  def fuse(params: Params, images: Images, keys: Array) -> Images:  # its name is the program's
+    return function(params, images, keys)
+
+  return jax.jit(fuse) if len(devices) == 1 else divide_among(fuse, devices)
 
 
 @functools.lru_cache
-def _fuse(
-  config_json: str, compute_dtype: str, passes_per_step: int, devices: tuple[jax.Device, ...]
-) -> Any:
-  fuse = fuse_function(json.loads(config_json), compute_dtype, passes_per_step)
-  return jax.jit(fuse) if len(devices) == 1 else divide_among(fuse, devices)
+def _extra_program(config_json: str, compute: Compute, name: str) -> Any:
+  config = json.loads(config_json)
+  return jax.jit(methods.get(config["method"]).extras[name](config, compute))

@@ -3,25 +3,29 @@
 The file is a `jax.export` artifact: StableHLO for CPU, CUDA GPUs and TPUs, with the weights inside.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dmfnet_jax.data import images
+from dmfnet_jax import methods
 from dmfnet_jax.inference import engine
 from dmfnet_jax.inference.model import load_model
+from dmfnet_jax.io import paths
+from dmfnet_jax.methods.method import Compute
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export_model(
   model_spec: str,
-  out: images.PathLike,
+  out: paths.PathLike,
   *,
   size: tuple[int, int] = (256, 256),
   batch: int = 1,
   precision: str = "float32",
+  plugins: Sequence[str] = (),
 ) -> None:
   """Exports the fusing of pictures of one size, any number of them.
 
@@ -30,10 +34,10 @@ def export_model(
       program = jax.export.deserialize(bytearray(open(out, "rb").read()))
       fused = program.call(a, b, seed, codes)
 
-  fuses a and b, float32 [N, height, width] in [-1, 1] (the MRIs and the other modality's lumas), to
-  float32 of the same shape. `seed` is a uint32 scalar and `codes` uint32 [N]: the CRC-32 of the
-  pairs' names, 0 for none. The result is that of `model.fuse` with this seed and these names, up
-  to the rounding of another compilation.
+  fuses the method's sources, here a and b: float32 [N, height, width] in [-1, 1] (of a source with
+  colours [N, height, width, 3], of a vector [N, C]), to float32 of the same shape. `seed` is a
+  uint32 scalar and `codes` uint32 [N]: the CRC-32 of the pairs' names, 0 for none. The result is
+  that of `model.fuse` with this seed and these names, up to the rounding of another compilation.
 
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
@@ -41,15 +45,16 @@ def export_model(
     size: height and width of the pictures, any.
     batch: pairs that go through the networks at a time; N is a multiple of it.
     precision: "float32" or "bfloat16", in which the networks compute.
+    plugins: see `load_model`.
 
   Raises:
     UserError: an unknown model, or the file cannot be written.
   """
-  model = load_model(model_spec, compute_dtype=precision)
+  model = load_model(model_spec, compute_dtype=precision, plugins=plugins)
   exported = export_fuse(model.params, model.config, size=size, batch=batch, precision=precision)
-  target = images.as_path(out)
-  images.make_folder(target.parent)
-  images.write_bytes(target, bytes(exported.serialize()))
+  target = paths.as_path(out)
+  paths.make_folder(target.parent)
+  paths.write_bytes(target, bytes(exported.serialize()))
 
 
 def export_fuse(
@@ -58,33 +63,46 @@ def export_fuse(
   """Lowers the whole computation, noise and padding included, for `PLATFORMS`.
 
   Args:
-    params: {"unet", "fusion_head"}.
+    params: the parameters by network.
     config: the model config.
     size: height and width.
-    batch: pairs at a time.
+    batch: examples at a time.
     precision: the compute dtype.
   """
-  height, width = size
-  stride = 2 ** (len(config["unet"]["multipliers"]) - 1)
-  sides = [engine.padded_size(side, stride) for side in size]
-  margin = ((0, 0), (0, sides[0] - height), (0, sides[1] - width))
-  # One pass at a time: how much memory the program will find is not known here.
-  fuse_padded = engine.fuse_function(config, precision, 1)
+  method = methods.get(config["method"])
+  stride = method.stride(config)
+  margins = [(0, engine.padded_side(side, stride, method.exact_size) - side) for side in size]
+  window = tuple(slice(method.scale * side) for side in size)
+  # One part at a time: how much memory the program will find is not known here.
+  fuse_padded = method.fuse(config, Compute(precision, 1))
+  output = method.outputs[0]
 
   @jax.jit
-  def fuse(a: jax.Array, b: jax.Array, seed: jax.Array, codes: jax.Array) -> jax.Array:
-    def step(pairs: tuple[jax.Array, ...]) -> jax.Array:
-      a, b, codes = pairs
-      a, b = (jnp.pad(x, margin, mode="reflect") for x in (a, b))
-      return fuse_padded(params, a, b, engine.fold_keys(seed, codes))[:, :height, :width]
+  def fuse(*args: jax.Array) -> jax.Array:
+    *sources, seed, codes = args
 
-    stepwise = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), (a, b, codes))
-    return jax.lax.map(step, stepwise).reshape(a.shape)
+    def step(inputs: tuple[jax.Array, ...]) -> jax.Array:
+      *sources, codes = inputs
+      images = {}
+      for field, x in zip(method.sources, sources, strict=True):
+        if not field.is_vector:
+          x = x if field.channels > 1 else x[..., None]
+          x = jnp.pad(x, [(0, 0), *margins, (0, 0)], mode="reflect")
+        images[field.name] = x
+      fused = fuse_padded(params, images, engine.fold_keys(seed, codes))[output.name]
+      fused = fused if output.is_vector else fused[:, *window]
+      return fused if output.channels > 1 else fused[..., 0]
+
+    stepwise = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), (*sources, codes))
+    fused = jax.lax.map(step, stepwise)
+    return fused.reshape(-1, *fused.shape[2:])
 
   (count,) = jax.export.symbolic_shape("n" if batch == 1 else f"{batch}*n")
-  image = jax.ShapeDtypeStruct((count, height, width), jnp.float32)
+  inputs = []
+  for field in method.sources:
+    channels = (field.channels,) if field.is_vector or field.channels > 1 else ()
+    shape = (count, *(() if field.is_vector else size), *channels)
+    inputs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
   number = jnp.uint32
   lowered = jax.export.export(fuse, platforms=PLATFORMS)
-  return lowered(
-    image, image, jax.ShapeDtypeStruct((), number), jax.ShapeDtypeStruct((count,), number)
-  )
+  return lowered(*inputs, jax.ShapeDtypeStruct((), number), jax.ShapeDtypeStruct((count,), number))

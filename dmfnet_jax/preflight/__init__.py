@@ -6,15 +6,23 @@ the chip's published peaks, and can only be a bound.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import ml_collections
 
-from dmfnet_jax.errors import UserError
+from dmfnet_jax import methods
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.messages import say
+from dmfnet_jax.methods.method import Params, join, select
 from dmfnet_jax.preflight.chips import CHIPS, Chip, describe_devices, parse_topology
 from dmfnet_jax.preflight.step_cost import StepCost, compile_step
-from dmfnet_jax.training import stages
+from dmfnet_jax.training import setup
+from dmfnet_jax.training.config import parse_config
+from dmfnet_jax.training.defaults import run_defaults
+from dmfnet_jax.training.setup import Setup
+from dmfnet_jax.weights import load_params
 
 # No more than so many pairs a chip are tried.
 _MAX_BATCH = 4096
@@ -28,16 +36,20 @@ def preflight(
   *,
   num_slices: int = 1,
   find_batch: bool = False,
+  describe: Callable[[str, int], Sequence[jax.Device]] = describe_devices,
+  compile_step: Callable[[Setup, Sequence[jax.Device], int], StepCost] = compile_step,
 ) -> int:
   """Prints what a config's train step takes on each chip of a slice.
 
   Args:
     config: a config as those in `configs/`. The batch a chip is its `batch_size` over the chips;
-      where that is no whole number, one pair. In Stage II `stage1` may also be a Stage I config
-      file, and where it is empty the UNet is that of the paper.
+      where that is no whole number, one pair. `start` of a later stage may also be a config file
+      of the earlier one, and where it is empty that is the one with the method's defaults.
     topology: such as "v5e:16x16".
     num_slices: how many such slices.
     find_batch: look for the largest batch a chip that fits, instead.
+    describe: from a topology and a number of slices to their devices.
+    compile_step: what compiles the step for them, with so many pairs on each.
 
   Returns:
     0 where it fits, 1 where it does not.
@@ -46,10 +58,10 @@ def preflight(
     UserError: the config or the topology is wrong, or libtpu is missing.
   """
   kind, _ = parse_topology(topology)
-  devices = describe_devices(topology, num_slices)
-  config = _with_unet(config)
+  devices = describe(topology, num_slices)
   chips, rest = len(devices), config.batch_size % len(devices)
-  stages.check_config(config, 1 if rest else chips)
+  setup.check_config(config, 1 if rest else chips)
+  run = _described(config)
   batch = 1 if rest else config.batch_size // chips
   if rest and not find_batch:
     say(
@@ -60,32 +72,55 @@ def preflight(
 
   def compile_with(pairs: int) -> StepCost:
     say(f"compiling for {where}, {pairs} pairs a chip: minutes at the paper's size")
-    return compile_step(config, devices, pairs)
+    return compile_step(run, devices, pairs)
 
   if find_batch:
     batch, cost = _find_batch(compile_with, batch, CHIPS[kind].hbm_gib)
   else:
     cost = compile_with(batch)
-  print(f"{where}, {batch} pairs a chip, {batch * chips} in all; {_recipe(config)}")
+  print(f"{where}, {batch} pairs a chip, {batch * chips} in all; {_recipe(run.config)}")
   print(_describe(cost, CHIPS[kind]), flush=True)
   return 0 if cost.fits else 1
 
 
-def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Adds Stage I's UNet to a Stage II config."""
-  if config.stage == 1:
-    return config
-  if config.stage1 and not config.stage1.endswith(".py"):
-    from dmfnet_jax.inference.model import load_params
+def _described(config: ml_collections.ConfigDict) -> Setup:
+  """What a config stands for, with the shapes of the networks that an earlier stage would give."""
+  method = methods.get(config.method)
+  earlier = [stage for stage in method.stages if stage < config.stage]
+  shapes: Params = {}
+  if earlier:
+    model_config, shapes = _start(config, max(earlier))
+    config = setup.with_sections(config, model_config)
+    method.check(config)
+  stage = method.stages[config.stage](config)
+  for field in set(stage.frozen.values()) - {"start"}:
+    shapes = join(shapes, _shapes(load_params(config[field])[0]))
+  return Setup(config, method, stage, select(shapes, stage.frozen))
 
-    unet = load_params(config.stage1)[1].get("unet")
-    if unet is None:
-      raise UserError(f"config.stage1={config.stage1} has no UNet: name a model of Stage I")
+
+def _start(config: ml_collections.ConfigDict, earlier: int) -> tuple[Mapping[str, Any], Params]:
+  """The model config and the networks' shapes of what a later stage begins from."""
+  if config.start and not config.start.partition(":")[0].endswith(".py"):
+    params, model_config = load_params(config.start)
+    return model_config, _shapes(params)
+  if config.start:
+    before = parse_config(["--config", config.start])
   else:
-    from dmfnet_jax.training.config import parse_config
+    before = ml_collections.ConfigDict(
+      {
+        **run_defaults(),
+        **methods.get(config.method).defaults(earlier),
+        "method": config.method,
+        "stage": earlier,
+      }
+    )
+  run = _described(before)
+  params = jax.eval_shape(run.stage.init, gaussian.make_key(0))
+  return run.config.to_dict(), join(run.frozen, params)
 
-    unet = parse_config(["--config", config.stage1 or "configs/stage1.py"]).unet.to_dict()
-  return stages.with_unet(config, unet)
+
+def _shapes(params: Params) -> Params:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
 
 
 def _find_batch(
@@ -119,9 +154,9 @@ def _find_batch(
 
 
 def _recipe(config: ml_collections.ConfigDict) -> str:
-  remat = f", with{'' if config.remat else 'out'} remat" if config.stage == 1 else ""
+  remat = f", with{'' if config.remat else 'out'} remat"
   return (
-    f"stage {config.stage}, width {config.unet.width}, crops of {config.crop_size}, "
+    f"{config.method}, stage {config.stage}, crops of {config.crop_size}, "
     f"{config.compute_dtype}{remat}"
   )
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
-from dmfnet_jax.training import stages
+from dmfnet_jax.training import setup
+from dmfnet_jax.training.setup import Setup
 
 _GIB = 2**30
 
@@ -50,26 +50,28 @@ class StepCost(NamedTuple):
   compile_seconds: float = 0.0
 
 
-def compile_step(
-  config: ml_collections.ConfigDict, devices: Sequence[jax.Device], batch_per_chip: int
-) -> StepCost:
+def compile_step(run: Setup, devices: Sequence[jax.Device], batch_per_chip: int) -> StepCost:
   """Compiles the train step that `dmfnet train` runs.
 
   Args:
-    config: the run's config, with its `unet`.
-    devices: described devices, one a chip.
+    run: what is trained; of the networks that it keeps the shapes are enough.
+    devices: described devices, one per chip.
     batch_per_chip: pairs on each.
   """
   count = len(devices)
-  state = jax.eval_shape(functools.partial(_init_state, config))
+  state = jax.eval_shape(functools.partial(setup.init_state, run._replace(frozen={})))
+  state = state.replace(frozen=run.frozen)
   gradient_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
-  size = config.crop_size
-  image = jax.ShapeDtypeStruct((count, batch_per_chip, size, size, 1), jnp.float32)
-  index = jax.ShapeDtypeStruct((count, batch_per_chip), jnp.int32)
-  lowered = stages.pmap_train_step(config, devices).lower(
-    state, {"a": image, "b": image, "index": index}
-  )
+  lead, space = (count, batch_per_chip), (run.config.crop_size,) * run.method.space
+  batch = {
+    field.name: jax.ShapeDtypeStruct(
+      (*lead, *(() if field.is_vector else space), field.channels), jnp.float32
+    )
+    for field in (*run.method.sources, *run.method.targets)
+  }
+  batch["index"] = jax.ShapeDtypeStruct(lead, jnp.int32)
+  lowered = setup.pmap_train_step(run, devices).lower(state, batch)
   start = time.perf_counter()
   try:
     with _uncached():
@@ -78,7 +80,7 @@ def compile_step(
     # The compiler refuses what exceeds the memory: "Used 20.1G of 15.75G hbm".
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    used, limit = _used_and_limit(str(error))
+    used, limit = read_refusal(str(error))
     return StepCost(
       fits=False,
       total_gib=used,
@@ -120,16 +122,8 @@ def _uncached() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def _init_state(config: ml_collections.ConfigDict):
-  """The state with, in Stage II, a UNet of that shape."""
-  frozen = None
-  if config.stage == 2:
-    stage1 = ml_collections.ConfigDict({**config.to_dict(), "stage": 1, "remat": False})
-    frozen = stages.init_params(stage1)
-  return stages.init_state(config, frozen)
-
-
-def _used_and_limit(message: str) -> tuple[float, float | None]:
+def read_refusal(message: str) -> tuple[float, float | None]:
+  """What a program needs and may have, GiB, as the compiler says it; infinity and None else."""
   # Which of the two depends on how far it came.
   found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message) or re.search(
     r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)", message

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
 
 MAX_PICTURES = 500
 """Pairs that are shown in pictures, worst first; about 30 MB at 256 x 256."""
 
 
 def write_report(
-  sources: Sequence[images.PathLike],
-  out: images.PathLike,
+  sources: Sequence[paths.PathLike],
+  out: paths.PathLike,
   *,
   title: str | None = None,
   max_pictures: int = MAX_PICTURES,
@@ -35,7 +35,7 @@ def write_report(
   Raises:
     UserError: the sources are neither, nothing in them can be shown, or `out` cannot be written.
   """
-  target = images.as_path(out)
+  target = paths.as_path(out)
   if target.suffix.lower() not in (".html", ".htm"):
     raise UserError(f"{out}: a report is a web page: name a file that ends with .html")
   if len(sources) not in (1, 3):
@@ -46,7 +46,7 @@ def write_report(
   if len(sources) == 1:
     from dmfnet_jax.report import run
 
-    workdir = images.as_path(sources[0])
+    workdir = paths.as_path(sources[0])
     if not workdir.is_dir():
       raise UserError(f"{sources[0]}: no such folder")
     if not run.is_workdir(workdir):
@@ -55,7 +55,7 @@ def write_report(
       )
     page = run.run_page(workdir, title=title or f"Training run {workdir.resolve().name}")
   else:
-    from dmfnet_jax.inference.evaluate import measure
+    from dmfnet_jax.fusing.evaluate import measure
     from dmfnet_jax.report import pairs
 
     a, b, fused = sources
@@ -65,6 +65,6 @@ def write_report(
     page = pairs.pairs_page(
       triples, values, failures, title=title or f"Fused: {fused}", max_pictures=max_pictures
     )
-  images.make_folder(target.parent)
-  images.write_bytes(target, page.encode())
+  paths.make_folder(target.parent)
+  paths.write_bytes(target, page.encode())
   return 1 if failures else 0

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmfnet_jax.data import images
-from dmfnet_jax.inference import evaluate
+from dmfnet_jax.fusing import evaluate
+from dmfnet_jax.io import paths, pictures
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, scores
 from dmfnet_jax.report.page import document, encode, number, shrink, text
@@ -92,9 +92,9 @@ def pairs_page(
 
 def _pictures(triple: evaluate.Triple, count: int) -> _Pictures:
   """Reads and encodes one of `count` pairs."""
-  pictures = [images.read_image(path) for path in triple]
-  height, width = pictures[0].shape[:2]
-  small = [shrink(picture, MAX_SIDE) for picture in pictures]
+  images = [pictures.read_image(path) for path in triple]
+  height, width = images[0].shape[:2]
+  small = [shrink(picture, MAX_SIDE) for picture in images]
   lossless = count * sum(math.prod(picture.shape[:2]) for picture in small) <= _LOSSLESS_PIXELS
   strip = [shrink(_rgb(picture), _STRIP_SIDE) for picture in small]
   return _Pictures(
@@ -261,7 +261,7 @@ def collect(a: Any, b: Any, fused: Any) -> tuple[dict[str, evaluate.Triple], dic
   Raises:
     UserError: see `evaluate.match_folders`.
   """
-  paths = [images.as_path(path) for path in (a, b, fused)]
-  if all(path.is_file() for path in paths):
-    return {images.file_stem(paths[2]): (paths[0], paths[1], paths[2])}, {}
+  triple = paths.as_path(a), paths.as_path(b), paths.as_path(fused)
+  if all(path.is_file() for path in triple):
+    return {paths.file_stem(triple[2]): triple}, {}
   return evaluate.match_folders(a, b, fused)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths, pictures
 from dmfnet_jax.report import charts
 from dmfnet_jax.report.page import document, encode, number, shrink, text
 
@@ -35,7 +35,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 def is_workdir(path: Any) -> bool:
   """Tells whether a folder holds a training run."""
-  folder = images.as_path(path)
+  folder = paths.as_path(path)
   return (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
 
 
@@ -49,7 +49,7 @@ def run_page(workdir: Any, *, title: str) -> str:
   Raises:
     UserError: the run has logged nothing yet.
   """
-  folder = images.as_path(workdir)
+  folder = paths.as_path(workdir)
   series = read_metrics(folder)
   config = read_config(folder)
   if not series:
@@ -157,7 +157,7 @@ def _samples(folder: Any) -> Iterator[str]:
   """The sample pictures with the step of each, the last shown first where scripts run."""
   found = {}
   if (folder / "samples").is_dir():
-    for stem, path in images.list_images(folder / "samples").items():
+    for stem, path in pictures.list_images(folder / "samples").items():
       if match := re.fullmatch(r"step_(\d+)", stem):
         found[int(match.group(1))] = path
   if not found:
@@ -179,7 +179,7 @@ def _samples(folder: Any) -> Iterator[str]:
     yield '<p class="js"><label>Step <input id="step" type="range" min="0" '
     yield f'max="{last}" value="{last}" step="1"></label> <output></output></p>\n'
   for step in chosen:
-    picture = encode(shrink(images.read_image(found[step]), _SAMPLE_WIDTH), lossless=False)
+    picture = encode(shrink(pictures.read_image(found[step]), _SAMPLE_WIDTH), lossless=False)
     yield f'<figure class="sample" data-step="{step}"><img src="{picture}" loading="lazy" '
     yield f'alt="Sample pictures of step {step}"><figcaption>step {step:,}</figcaption></figure>\n'
   yield "</section>\n"

@@ -14,11 +14,12 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.serve.page import Pair, build_page
+from dmfnet_jax.serve.page import Sources, build_page
 from dmfnet_jax.serve.view import CSS
 
 MAX_FILE_SIZE = 32 * 2**20
@@ -39,13 +40,16 @@ _HEADERS = (
 )
 
 
-def serve(model_spec: str, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(
+  model_spec: str, *, host: str = "127.0.0.1", port: int = 7860, plugins: Sequence[str] = ()
+) -> None:
   """Serves the page until Ctrl-C.
 
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
     host: the address to listen on; "0.0.0.0" lets everyone in who can reach this machine.
     port: where; 0 takes the first free one from 7860 on.
+    plugins: see `load_model`.
 
   Raises:
     UserError: Gradio is not installed, an unknown model, or the port is taken.
@@ -55,8 +59,8 @@ def serve(model_spec: str, *, host: str = "127.0.0.1", port: int = 7860) -> None
 
     from dmfnet_jax.inference.model import load_model
 
-    model = load_model(model_spec)
-    page = build_page(model, _sample_pairs(), title=f"model {Path(model_spec).name}")
+    model = load_model(model_spec, plugins=plugins)
+    page = build_page(model, _sample_pairs(), title=f"the model {Path(model_spec).name}")
     url = launch(page, folder, host=host, port=port)
     print(f"dmfnet: open {url} in a browser; Ctrl-C ends", file=sys.stderr, flush=True)
     if host not in _LOOPBACK:
@@ -126,7 +130,7 @@ def launch(page: Any, folder: str, *, host: str, port: int) -> str:
   return url
 
 
-def _sample_pairs() -> dict[str, Pair]:
+def _sample_pairs() -> dict[str, Sources]:
   """The simulated pairs by their names; none where the template they are made from is missing."""
   from dmfnet_jax.data.builders import mni_template
 

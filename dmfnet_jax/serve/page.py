@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dmfnet_jax.data import color, images, panels, scaling
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import color, panels, paths, pictures, scaling
 from dmfnet_jax.serve import view as view_lib
 
 MAX_PIXELS = 1024 * 1024
@@ -23,14 +23,14 @@ _KEEP_SECONDS = 3600  # of uploads
 _OWN = "your own files"
 _NO_LUT = "grey"
 
-Pair = tuple[np.ndarray, np.ndarray]
+Sources = tuple[np.ndarray, np.ndarray]
 
 
-def build_page(model: Any, samples: Mapping[str, Pair], *, title: str) -> Any:
+def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any:
   """Builds the page.
 
   Args:
-    model: has `fuse` as `DMFNet`.
+    model: has `fuse` as `Model`.
     samples: pairs to pick by their name: A, uint8 [H, W], and B, uint8 [H, W] or [H, W, 3].
     title: what is said about the model, plain text.
 
@@ -80,7 +80,7 @@ def build_page(model: Any, samples: Mapping[str, Pair], *, title: str) -> Any:
       with gradio.Column(scale=1, min_width=300):
         choices = [(_label(name), name) for name in (*samples, _OWN)]
         choice = gradio.Radio(choices, value=first, label="Pictures", elem_id="choice")
-        suffixes = list(images.IMAGE_SUFFIXES)
+        suffixes = list(pictures.IMAGE_SUFFIXES)
         with gradio.Group(visible=first == _OWN) as own:
           file_a = gradio.File(label="A: MRI", file_types=suffixes, height=110, elem_id="file_a")
           file_b = gradio.File(
@@ -138,7 +138,7 @@ def _label(name: str) -> str:
 
 
 def choose_pair(
-  samples: Mapping[str, Pair], choice: str, file_a: str | None, file_b: str | None, lut: str
+  samples: Mapping[str, Sources], choice: str, file_a: str | None, file_b: str | None, lut: str
 ) -> tuple[np.ndarray, np.ndarray, str]:
   """Returns the pictures that are chosen on the page, and their name.
 
@@ -158,7 +158,7 @@ def choose_pair(
     if not (file_a and file_b):
       raise UserError("upload both pictures, A and B, or pick one of the sample pairs")
     a, b = color.to_grey(read_upload(file_a)), read_upload(file_b)
-    name = images.file_stem(Path(file_a))
+    name = paths.file_stem(Path(file_a))
     if a.shape != b.shape[:2]:
       size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))
       raise UserError(f"A is {size_a} pixels and B {size_b}: register them to one grid first")
@@ -170,7 +170,7 @@ def choose_pair(
 
 
 def read_upload(path: str) -> np.ndarray:
-  """Reads an uploaded picture as `images.read_image`, if it is not too large for this page.
+  """Reads an uploaded picture as `pictures.read_image`, if it is not too large for this page.
 
   Raises:
     UserError: it is no readable picture or has too many pixels. The message names the file as it
@@ -188,7 +188,7 @@ def read_upload(path: str) -> np.ndarray:
       f"{name}: {width} x {height} pixels; this page takes {MAX_PIXELS:,}, dmfnet fuse takes more"
     )
   try:
-    return images.read_image(path)
+    return pictures.read_image(path)
   except UserError as error:
     raise UserError(str(error).replace(path, name)) from error
 

@@ -39,8 +39,8 @@ def heading(title: str) -> str:
   """The page's head; `title` is plain text."""
   return (
     '<div class="dmf"><h1>Fuse two medical images</h1><p class="note">An MRI (A) with a CT, PET or '
-    f"SPECT (B) of the same section, by DM-FNet ({html.escape(title)}). The pictures stay on the "
-    "machine that runs this page. RESEARCH USE ONLY, not for diagnosis.</p></div>"
+    f"SPECT (B) of the same section, by {html.escape(title)}. The pictures stay on the machine "
+    "that runs this page. RESEARCH USE ONLY, not for diagnosis.</p></div>"
   )
 
 

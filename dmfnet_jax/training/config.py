@@ -10,15 +10,20 @@ from ml_collections import config_flags
 
 import dmfnet_jax.configs  # installed from the top level: see setup.py
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.methods import parts
 
 _INSTALLED = Path(dmfnet_jax.configs.__file__).parent
+_NO_RECIPES = ("__init__.py", "common.py")
+# Older names of fields.
+_ALIASES = {"stage1": "start"}
 
 
 def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """Parses `--config FILE [--config.field=value ...]`.
+  """Parses `--config FILE[:ARGUMENTS] [--config.field=value ...]`.
 
   A path that does not exist is looked for among the configs that are installed with the package,
-  so `configs/small_stage1.py` works outside a checkout too.
+  so `configs/dmfnet.py:size=small` works outside a checkout too. Modules whose parts the config
+  names are allowed (see `methods.parts`): whoever runs the command has named them.
 
   Args:
     arguments: the command line's words.
@@ -29,7 +34,7 @@ def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   Raises:
     UserError: no such file, a field that the config does not have, a value of another type.
   """
-  arguments = _join_config_flag(arguments)
+  arguments = _in_one_word(arguments)
   values = flags.FlagValues()
   words = ["dmfnet train", *arguments]
   config_flags.DEFINE_config_file(
@@ -43,37 +48,44 @@ def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     raise UserError(f"in the config: {_one_line(error)}") from error
   if config is None:
-    raise UserError("give a config file, such as --config configs/tiny_stage1.py")
+    raise UserError("give a config file, such as --config configs/dmfnet.py:size=tiny")
+  parts.allow(parts.modules_named(config.to_dict()))
   return config
 
 
-def _join_config_flag(arguments: Sequence[str]) -> list[str]:
-  """Turns `--config FILE` into one word, with the file's path resolved."""
+def _in_one_word(arguments: Sequence[str]) -> list[str]:
+  """Turns `--config FILE` into one word, with the file's path resolved, and old names into new."""
   words: list[str] = []
   rest = iter(arguments)
   for word in rest:
     if word == "--config":
       word = f"--config={next(rest, '')}"
     if word.startswith("--config="):
-      word = f"--config={_find(word.removeprefix('--config='))}"
+      file, colon, variant = word.removeprefix("--config=").partition(".py:")
+      name = f"{file}.py" if colon else file
+      word = f"--config={_find(name)}" + (f":{variant}" if colon else "")
+    for old, new in _ALIASES.items():
+      word = re.sub(rf"^--config\.{old}(?==|$)", f"--config.{new}", word)
     words.append(word)
   return words
 
 
 def _find(name: str) -> Path:
   path = Path(name)
-  # configs/ablations/x.py is installed as <package>/configs/ablations/x.py
   tail = path.parts[path.parts.index("configs") + 1 :] if "configs" in path.parts else path.parts
-  candidates = [path, _INSTALLED.joinpath(*tail)]
-  for candidate in candidates:
+  for candidate in (path, _INSTALLED.joinpath(*tail)):
     if candidate.is_file():
       return candidate
-  known = sorted(p.relative_to(_INSTALLED).as_posix() for p in _INSTALLED.rglob("*stage*.py"))
-  raise UserError(f"no config file {name!r}; installed configs: {', '.join(known) or 'none'}")
+  known = sorted(p.name for p in _INSTALLED.glob("*.py") if p.name not in _NO_RECIPES)
+  raise UserError(f"no config file {name!r}; installed configs: {', '.join(known)}")
 
 
 def _one_line(error: Exception) -> str:
   text = str(error)
+  # What a config file raises comes with its traceback inside.
+  raised = re.search(r"Traceback .*\n\w+(?:Error|Exception): (.+)$", text, re.DOTALL)
+  if raised:
+    text = raised[1]
   near = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
   if near:
     return f"there is no field {near[2]!r}; did you mean {near[1]!r}?"

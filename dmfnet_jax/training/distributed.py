@@ -143,21 +143,21 @@ def _leave(error: BaseException) -> None:
   os._exit(code)
 
 
-def agree(yes: bool) -> bool:
+def all_agree(yes: bool) -> bool:
   """Whether all processes say yes; every process must ask."""
   if jax.process_count() == 1:
     return yes
   return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
 
 
-def largest(value: float) -> float:
+def max_over_processes(value: float) -> float:
   """The largest of all processes' values; every process must ask."""
   if jax.process_count() == 1:
     return value
   return float(np.max(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def same_everywhere(values: Sequence[int]) -> list[int]:
+def values_of_process_0(values: Sequence[int]) -> list[int]:
   """Process 0's values, on every process; every process must ask.
 
   What a process reads from a shared folder may differ from what another has read a moment before.

@@ -1,4 +1,4 @@
-"""The train loop of both stages: `train_and_evaluate` reads from top to bottom."""
+"""The train loop of every stage: `train_and_evaluate` reads from top to bottom."""
 
 import collections
 import contextlib
@@ -11,9 +11,10 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from dmfnet_jax.data import builders, images, pipeline
+from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training import distributed, pictures, stages, steps
+from dmfnet_jax.io import paths
+from dmfnet_jax.training import distributed, pictures, setup, steps
 from dmfnet_jax.training.checkpoint import Checkpointer, to_host, write_model
 from dmfnet_jax.training.metric_writer import MetricWriter
 from dmfnet_jax.training.nonfinite import FiniteGuard, NonFiniteError
@@ -36,19 +37,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
 
   Raises:
     UserError: a config that cannot be trained or differs from the checkpoint's, a missing dataset
-      or Stage I model, a workdir that cannot be written, or a loss that is not finite (with the
+      or earlier stage, a workdir that cannot be written, or a loss that is not finite (with the
       step and the records of its batch).
   """
   workdir = epath.Path(workdir)
-  stages.check_config(config)
+  setup.check_config(config)
   train_source = builders.open_source(config.dataset, config.data_dir, "train")
   eval_source = builders.open_source(config.dataset, config.data_dir, "validation")
-  images.make_folder(workdir)
+  paths.make_folder(workdir)
 
-  frozen_params = None
-  if config.stage == 2:
-    config, frozen_params = stages.load_stage1(config, workdir)
-  state = stages.init_state(config, frozen_params)
+  run = setup.set_up(config, workdir)
+  config = run.config
+  state = setup.init_state(run)
   count = parameter_overview.count_parameters(state.params)
   say(f"stage {config.stage}: {count:,} parameters to train")
   _write_overview(workdir, state)
@@ -61,10 +61,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
-    _write_model(config, workdir)
+    _write_model(workdir)
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
+  else:
+    state = setup.begin(run, state)
 
   train_iterator = pipeline.make_train_dataset(
     train_source,
@@ -85,17 +87,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     crop_size=config.crop_size,
   )
 
-  train_step = stages.pmap_train_step(config)
+  train_step = setup.pmap_train_step(run)
   eval_step = jax.pmap(
-    steps.make_eval_step(stages.make_loss(config), seed=config.seed), axis_name=steps.AXIS
+    steps.make_eval_step(run.stage, seed=config.seed, num_train_steps=config.num_train_steps),
+    axis_name=steps.AXIS,
   )
-  draw_samples = pictures.make_sampler(config)
+  draw_samples = pictures.make_sampler(run)
   guard = FiniteGuard(config, workdir, train_source)
   # Named as the steps' axis, or the second step would be compiled anew for the first one's output.
   state = flax.jax_utils.replicate(state, axis_name=steps.AXIS)
 
   def due(every: int, step: int) -> bool:
-    """At every so manieth step and at the last; zero: at the last only."""
+    """Every `every` steps and at the last; zero: at the last only."""
     return step == config.num_train_steps or (every > 0 and step % every == 0)
 
   say("compiling the step: the first one takes a while")
@@ -144,7 +147,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       if sample and jax.process_index() == 0:
         path = workdir / "samples" / f"step_{step:08d}.png"
         image = draw_samples(host_state, eval_source, path)
-        writer.write_image(step, "samples", image)
+        if image is not None:
+          writer.write_image(step, "samples", image)
       if save:
         writer.flush()
         checkpointer.save(host_state, train_iterator.get_state(), evaluated)
@@ -152,7 +156,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
   if step == config.num_train_steps:
-    _write_model(config, workdir)
+    _write_model(workdir)
   return to_host(state)
 
 
@@ -176,10 +180,11 @@ def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
   checkpointer.close()
 
 
-def _write_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Makes of a finished Stage II run one file that can be given away."""
-  if config.stage == 2:
-    say(f"the model of least validation loss: {write_model(workdir)}")
+def _write_model(workdir: epath.Path) -> None:
+  """Makes of a finished run that can fuse one file that can be given away."""
+  path = write_model(workdir)
+  if path is not None:
+    say(f"the model of least validation loss: {path}")
 
 
 def _write_overview(workdir: epath.Path, state: TrainState) -> None:
@@ -187,9 +192,9 @@ def _write_overview(workdir: epath.Path, state: TrainState) -> None:
   path = workdir / "parameters.txt"
   if jax.process_index() == 0:
     overview = parameter_overview.get_parameter_overview(state.params)
-    images.write_bytes(path, f"{overview}\n".encode())
+    paths.write_bytes(path, f"{overview}\n".encode())
   distributed.wait_for_all("parameters.txt")
-  if not distributed.agree(path.exists()):
+  if not distributed.all_agree(path.exists()):
     raise UserError(f"not every process sees {workdir}: give a folder that all hosts share")
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Mapping
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from dmfnet_jax.io import paths
 from dmfnet_jax.training.progress import say
 
 # An object store appends nothing: there the whole file is written anew, and not at every line.
@@ -27,7 +27,7 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):
     self._path = workdir / "metrics.jsonl"
-    self._remote = is_remote(workdir)
+    self._remote = paths.is_remote(workdir)
     self._lines: list[str] = []  # all of them where the file is remote, else none after the start
     self._pending = False
     self._written = 0.0
@@ -78,9 +78,7 @@ class MetricWriter:
       self._tensorboard.flush()
 
   def _write_all(self) -> None:
-    temporary = self._path.with_name(".metrics.jsonl.partial")
-    temporary.write_text("".join(line + "\n" for line in self._lines))
-    temporary.replace(self._path)
+    paths.write_bytes(self._path, "".join(line + "\n" for line in self._lines).encode())
     self._pending, self._written = False, time.monotonic()
 
   def close(self) -> None:
@@ -94,11 +92,6 @@ def append_line(path: epath.Path, line: str) -> None:
   """Appends to a local file, in one write: a reader, or a kill, finds no half of a line."""
   with open(path, "ab", buffering=0) as file:
     file.write(f"{line}\n".encode())
-
-
-def is_remote(path: epath.Path) -> bool:
-  """Whether a path is in an object store, where files are written whole."""
-  return "://" in os.fspath(path)
 
 
 def _step_of(line: str) -> float:

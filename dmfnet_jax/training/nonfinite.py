@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
 from dmfnet_jax.training import distributed, metric_writer
 from dmfnet_jax.training.progress import say
 
@@ -92,7 +93,7 @@ class FiniteGuard:
     say(f"step {step}: validation loss {means['loss']:.5f}")
 
   def _write(self, line: Mapping[str, Any]) -> None:
-    if metric_writer.is_remote(self._path):
+    if paths.is_remote(self._path):
       lines = self._path.read_text() if self._path.exists() else ""
       self._path.write_text(f"{lines}{json.dumps(line)}\n")
     else:

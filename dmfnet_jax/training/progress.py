@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from dmfnet_jax import messages
 from dmfnet_jax.training import distributed
 
 Array = jax.Array
@@ -25,7 +26,7 @@ def say(line: str) -> None:
   """
   if jax.process_index() == 0:
     with contextlib.suppress(OSError):
-      tqdm.write(line, file=sys.stderr)
+      messages.say(line)
 
 
 class Report:
@@ -90,7 +91,7 @@ class Report:
       "steps_per_second": rate,
       "images_per_second": 2 * self._batch_size * rate,
       # Of the process that waits longest: all wait for it.
-      "data_wait_fraction": distributed.largest(self._waited / seconds),
+      "data_wait_fraction": distributed.max_over_processes(self._waited / seconds),
       "device_memory_gib": peak_memory() / 2**30,
     }
     if self._bar.disable and not self._quiet:

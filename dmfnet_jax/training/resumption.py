@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dmfnet_jax.configs import stage1, stage2
+from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.training.defaults import run_defaults
 
 # The length, what is written when and where, and what changes no number beyond rounding.
 _FREE = frozenset(
@@ -20,23 +21,20 @@ _FREE = frozenset(
     "profile_steps",
     "num_workers",
     "data_dir",
-    "stage1",  # the workdir has a copy, and that is what counts
+    "start",  # the workdir has a copy, and that is what counts
     "remat",
     "on_nonfinite",
     "may_change",
   }
 )
-# The state's arrays and the order of the data follow from these: a state of other ones cannot be
-# restored at all.
-_STRUCTURE = (
-  *("stage", "unet", "fusion_head", "features", "optimizer.name"),
-  *("dataset", "seed", "batch_size"),
-)
+# The state's arrays and the order of the data follow from these, and from the model's sections: a
+# state of other ones cannot be restored at all.
+_STRUCTURE = ("method", "stage", "optimizer.name", "dataset", "seed", "batch_size")
 # Above zero, each has its part of the state.
 _SWITCHES = ("optimizer.clip_norm", "ema_decay")
 
 
-def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def refuse_other_config(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
   """Compares a run's config with that of the checkpoint from which it is to go on.
 
   Args:
@@ -53,9 +51,21 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
   unknown = sorted(allowed - _flatten(ours).keys())
   if unknown:
     raise UserError(f"config.may_change names {unknown[0]!r}, which is no field of the config")
-  defaults = _defaults(ours["stage"])
+  # Losses may change with permission: no array follows from them.
+  sections = [section for section in methods.get(ours["method"]).model if section != "loss"]
+  structure = (*_STRUCTURE, *sections)
+  defaults = _defaults(ours)
   ours, theirs = _flatten(ours), _flatten(theirs)
-  newer = {name: defaults.get(name) for name in ours if _in_structure(name) or name in _SWITCHES}
+
+  def in_structure(name: str) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in structure)
+
+  def is_structure(name: str) -> bool:
+    if name in _SWITCHES:
+      return (ours[name] > 0) != (theirs[name] > 0)
+    return in_structure(name)
+
+  newer = {name: defaults.get(name) for name in ours if in_structure(name) or name in _SWITCHES}
   theirs = newer | theirs
   differing = [
     name
@@ -63,7 +73,7 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     if name in theirs
     and ours[name] != theirs[name]
     and name not in _FREE
-    and (name not in allowed or _is_structure(name, ours, theirs))
+    and (name not in allowed or is_structure(name))
   ]
   if differing:
     fields = "; ".join(
@@ -71,25 +81,19 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
       for name in differing
     )
     advice = "use the same, or start a new workdir"
-    if not any(_is_structure(name, ours, theirs) for name in differing):
+    if not any(is_structure(name) for name in differing):
       advice += f" (or allow it: --config.may_change={','.join(differing)})"
     raise UserError(f"cannot resume: the checkpoint has {fields}; {advice}")
 
 
-def _is_structure(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-  if name in _SWITCHES:
-    return (ours[name] > 0) != (theirs[name] > 0)
-  return _in_structure(name)
-
-
-def _in_structure(name: str) -> bool:
-  return any(name == field or name.startswith(f"{field}.") for field in _STRUCTURE)
-
-
-def _defaults(stage: int) -> dict[str, Any]:
-  """The recipe of a stage, as JSON has it; Stage II's with the UNet of Stage I's."""
-  recipes = [stage1.get_config()] + [stage2.get_config()] * (stage == 2)
-  return {k: v for recipe in recipes for k, v in _flatten(json.loads(recipe.to_json())).items()}
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What fields had before they were fields, flat, as JSON has it."""
+  method = methods.get(config["method"])
+  sections = [method.defaults(stage) for stage in method.stages if stage <= config["stage"]]
+  nested = {"method": methods.OLDEST, **run_defaults()}
+  for section in sections:
+    nested |= section
+  return _flatten(json.loads(json.dumps(nested)))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

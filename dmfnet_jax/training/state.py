@@ -1,5 +1,6 @@
-"""The training state and its optimizer."""
+"""The training state and its optimizers."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -8,87 +9,210 @@ import jax.numpy as jnp
 import optax
 
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.methods.method import STATS, Params, join, select
 
 Array = jax.Array
-Params = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything that changes in training, and the frozen UNet of Stage II; a pytree.
+  """Everything that changes in training, and the networks that do not; a pytree.
 
   Attributes:
     step: int32, steps done.
-    params: the parameters that are trained: the UNet's (Stage I) or the head's (Stage II).
-    opt_state: the optimizer's state.
+    params: the networks that are trained.
+    opt_state: each network's optimizer state.
+    stats: running statistics of the trained networks' batch norms, by network; may be empty.
     ema_params: exponential moving average of `params`, or None.
-    frozen_params: Stage II's UNet, or None. It is not part of a checkpoint (see `loop`).
+    frozen: networks that stay as they are, and their statistics. Not part of a checkpoint.
   """
 
   step: Array
   params: Params
-  opt_state: optax.OptState
-  ema_params: Params = None
-  frozen_params: Params = None
+  opt_state: dict[str, optax.OptState]
+  stats: Params
+  ema_params: Params | None = None
+  frozen: Params = flax.struct.field(default_factory=dict)
+
+  @property
+  def trained(self) -> Params:
+    """What is released of the trained networks: the average where there is one, and statistics."""
+    params = self.params if self.ema_params is None else self.ema_params
+    return {**params, STATS: self.stats}
 
   @property
   def eval_params(self) -> Params:
-    """What is evaluated and released: the average where there is one."""
-    return self.params if self.ema_params is None else self.ema_params
+    """All networks, as they are evaluated."""
+    return join(self.frozen, self.trained)
 
 
-def make_learning_rate(config: Any, num_train_steps: int) -> optax.Schedule:
-  """Linear warm-up from zero, then constant or a cosine to zero at the last step.
+def optimizer_of(config: Any, network: str) -> Mapping[str, Any]:
+  """The fields of a network's optimizer: the run's, and over them the network's own.
+
+  Raises:
+    UserError: `optimizer.networks` has a field that optimizers do not have.
+  """
+  common = {k: v for k, v in config.optimizer.items() if k != "networks"}
+  own = dict(config.optimizer.networks.get(network, {}))
+  unknown = sorted(own.keys() - common.keys())
+  if unknown:
+    raise UserError(f"config.optimizer.networks.{network} has no field {unknown[0]!r}")
+  return {**common, **own}
+
+
+def make_learning_rate(optimizer: Mapping[str, Any], num_train_steps: int) -> optax.Schedule:
+  """Linear warm-up from zero, then constant, a cosine to zero at the last step, or steps down.
 
   Args:
-    config: the config's `optimizer`: `learning_rate`, `warmup_steps`, `decay`.
+    optimizer: see `defaults.optimizer_defaults`.
     num_train_steps: the length of the run.
 
   Raises:
     UserError: an unknown `decay`.
   """
-  warmup = config.warmup_steps
-  if config.decay == "constant":
-    after = optax.constant_schedule(config.learning_rate)
-  elif config.decay == "cosine":
-    after = optax.cosine_decay_schedule(config.learning_rate, max(num_train_steps - warmup, 1))
+  rate, warmup = optimizer["learning_rate"], optimizer["warmup_steps"]
+  if optimizer["decay"] == "constant":
+    after = optax.constant_schedule(rate)
+  elif optimizer["decay"] == "cosine":
+    after = optax.cosine_decay_schedule(rate, max(num_train_steps - warmup, 1))
+  elif optimizer["decay"] == "step":
+    if optimizer["decay_every_steps"] < 1:
+      raise UserError("config.optimizer.decay_every_steps must be at least 1 with decay='step'")
+    every, factor = optimizer["decay_every_steps"], optimizer["decay_rate"]
+    after = optax.exponential_decay(rate, every, factor, staircase=True)
   else:
-    raise UserError(f"config.optimizer.decay is 'constant' or 'cosine', not {config.decay!r}")
+    raise UserError(
+      f"config.optimizer.decay is 'constant', 'cosine' or 'step', not {optimizer['decay']!r}"
+    )
   if warmup == 0:
     return after
-  rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+  rise = optax.linear_schedule(0.0, rate, warmup)
   return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-  """Builds Adam or AdamW, behind clipping by the global norm where `clip_norm` is above zero.
+def make_optimizer(
+  optimizer: Mapping[str, Any], learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+  """Builds Adam or AdamW, behind clipping by the network's own norm where that is asked for.
 
   Raises:
     UserError: an unknown optimizer.
   """
-  if config.name == "adam":
-    optimizer = optax.adam(learning_rate)
-  elif config.name == "adamw":
-    optimizer = optax.adamw(learning_rate, weight_decay=config.weight_decay)
+  betas = {"b1": optimizer["b1"], "b2": optimizer["b2"]}
+  if optimizer["name"] == "adam":
+    chosen = optax.adam(learning_rate, **betas)
+  elif optimizer["name"] == "adamw":
+    chosen = optax.adamw(learning_rate, weight_decay=optimizer["weight_decay"], **betas)
   else:
-    raise UserError(f"config.optimizer.name is 'adam' or 'adamw', not {config.name!r}")
-  if config.clip_norm > 0:
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-  return optimizer
+    raise UserError(f"config.optimizer.name is 'adam' or 'adamw', not {optimizer['name']!r}")
+  if optimizer["clip_norm"] > 0:
+    chosen = optax.chain(optax.clip_by_global_norm(optimizer["clip_norm"]), chosen)
+
+  def update(grads: Params, state: optax.OptState, params: Params | None = None):
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+      return chosen.update(grads, state, params)
+
+  return optax.GradientTransformation(chosen.init, update)
+
+
+class Optimizers:
+  """The optimizers and learning rates of a run's networks.
+
+  Args:
+    config: the run's config.
+    networks: those that are trained.
+
+  Raises:
+    UserError: an optimizer that there is not, or one for a network that is not trained.
+  """
+
+  def __init__(self, config: Any, networks: Iterable[str]):
+    networks = tuple(networks)
+    unknown = sorted(set(config.optimizer.networks) - set(networks))
+    if unknown:
+      raise UserError(
+        f"config.optimizer.networks names {unknown[0]!r}; this stage trains {', '.join(networks)}"
+      )
+    fields = {name: optimizer_of(config, name) for name in networks}
+    self._rates = {n: make_learning_rate(f, config.num_train_steps) for n, f in fields.items()}
+    self._by_network = {n: make_optimizer(fields[n], rate) for n, rate in self._rates.items()}
+
+  def init(self, params: Params) -> dict[str, optax.OptState]:
+    """The state before the first step, by network."""
+    return {name: optimizer.init(params[name]) for name, optimizer in self._by_network.items()}
+
+  def update(
+    self, grads: Params, opt_state: Mapping[str, optax.OptState], params: Params
+  ) -> tuple[Params, dict[str, optax.OptState]]:
+    """One step of every network: the new parameters and optimizer states."""
+    new_params, new_state = {}, {}
+    for name, optimizer in self._by_network.items():
+      updates, new_state[name] = optimizer.update(grads[name], opt_state[name], params[name])
+      new_params[name] = optax.apply_updates(params[name], updates)
+    return new_params, new_state
+
+  def rate(self, step: Array) -> Array:
+    """The first network's learning rate at a step."""
+    with jax.numpy_dtype_promotion("standard"):
+      return jnp.asarray(next(iter(self._rates.values()))(step), jnp.float32)
 
 
 def create_train_state(
-  params: Params,
-  optimizer: optax.GradientTransformation,
-  *,
-  ema: bool = False,
-  frozen_params: Params = None,
+  params: Params, optimizers: Optimizers, *, ema: bool = False, frozen: Params | None = None
 ) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Args:
+    params: the networks that are trained, and their `STATS`.
+    optimizers: of these networks.
+    ema: whether a moving average is kept.
+    frozen: the networks that are not.
+  """
+  networks = {name: value for name, value in params.items() if name != STATS}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=optimizer.init(params),
+    params=networks,
+    opt_state=optimizers.init(networks),
+    stats=params.get(STATS, {}),
     # A copy: a donated buffer must not stand in the state twice.
-    ema_params=jax.tree.map(jnp.array, params) if ema else None,
-    frozen_params=frozen_params,
+    ema_params=jax.tree.map(jnp.array, networks) if ema else None,
+    frozen=frozen or {},
+  )
+
+
+def continue_from(
+  state: TrainState, params: Params, opt_state: Mapping[str, Any], networks: Iterable[str]
+) -> TrainState:
+  """Replaces networks of a new state by those of an earlier stage.
+
+  Args:
+    state: the state before the first step.
+    params: the earlier stage's networks.
+    opt_state: their optimizers' states, where they are known.
+    networks: those that are continued.
+
+  Raises:
+    UserError: the earlier stage lacks one, or has it in another size.
+  """
+  chosen = select(params, networks)
+  for name in networks:
+    if name not in chosen:
+      raise UserError(f"config.start has no {name}: name a run of the earlier stage")
+    ours, theirs = (
+      jax.tree.map(jax.numpy.shape, tree) for tree in (state.params[name], chosen[name])
+    )
+    if ours != theirs:
+      raise UserError(f"config.start has another {name}: the stages' configs differ")
+  moments = dict(state.opt_state)
+  for name in networks:
+    leaves = jax.tree.leaves(opt_state.get(name))
+    # Where the optimizer is another one, its state begins anew.
+    if len(leaves) == len(jax.tree.leaves(moments[name])):
+      moments[name] = jax.tree.unflatten(jax.tree.structure(moments[name]), leaves)
+  continued = {n: v for n, v in chosen.items() if n != STATS}
+  new = state.params | continued
+  return state.replace(
+    params=new,
+    opt_state=moments,
+    stats={**state.stats, **chosen.get(STATS, {})},
+    ema_params=None if state.ema_params is None else jax.tree.map(jnp.array, new),
   )

@@ -1,4 +1,4 @@
-"""Trains every recipe under `configs/ablations/` for the same few steps, and prints one table.
+"""Trains every recipe of `configs/ablations.py` for the same few steps, and prints one table.
 
   python tests/benchmarks/ablations.py --stage1 runs/small_stage1 --data-dir data --out OUT
 
@@ -16,23 +16,24 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import quality  # noqa: E402
 
 from dmfnet_jax.backend import enable_compilation_cache  # noqa: E402
-from dmfnet_jax.inference.model import DMFNet, load_model  # noqa: E402
+from dmfnet_jax.configs.ablations import STAGE2  # noqa: E402
+from dmfnet_jax.inference.model import Model, load_model  # noqa: E402
 from dmfnet_jax.metrics import METRIC_NAMES  # noqa: E402
 from dmfnet_jax.training.config import parse_config  # noqa: E402
 from dmfnet_jax.training.loop import train_and_evaluate  # noqa: E402
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = "configs/dmfnet.py:stage=2,size=small"
 
 
-def train(config_file: Path, workdir: Path, overrides: list[str]) -> Path:
+def train(config: str, workdir: Path, overrides: list[str]) -> Path:
   """Trains a recipe (or goes on); returns its workdir."""
-  train_and_evaluate(parse_config(["--config", str(config_file), *overrides]), workdir)
+  train_and_evaluate(parse_config(["--config", config, *overrides]), workdir)
   return workdir
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--stage1", required=True, help="workdir of small_stage1")
+  parser.add_argument("--stage1", required=True, help="workdir of Stage I of `small`")
   parser.add_argument("--data-dir", required=True)
   parser.add_argument("--out", type=Path, required=True)
   parser.add_argument("--steps", type=int, default=400)
@@ -49,21 +50,21 @@ def main() -> None:
     "--config.ema_decay=0.98",
   ]
   untrained = args.out / "untrained_stage1"
-  train(CONFIGS / "ablations/untrained_stage1.py", untrained, data)
-  runs = {"small": (CONFIGS / "small_stage2.py", args.stage1)}
-  for path in sorted((CONFIGS / "ablations").glob("*_stage2.py")):
-    runs[path.stem.removesuffix("_stage2").replace("_", " ")] = (path, args.stage1)
-  runs["untrained UNet"] = (CONFIGS / "small_stage2.py", str(untrained))
+  train("configs/ablations.py:untrained", untrained, data)
+  runs = {"small": (SMALL, args.stage1)}
+  for name in sorted(STAGE2):
+    runs[name.replace("_", " ")] = (f"configs/ablations.py:{name}", args.stage1)
+  runs["untrained UNet"] = (SMALL, str(untrained))
 
   pairs = quality.read_pairs(args.data_dir, "validation", every=args.every)
   table = {}
-  for name, (config_file, stage1) in runs.items():
+  for name, (config, stage1) in runs.items():
     print(f"{name}:", file=sys.stderr, flush=True)
-    overrides = [*budget, f"--config.stage1={stage1}"]
-    model = load_model(train(config_file, args.out / name.replace(" ", "_"), overrides))
+    overrides = [*budget, f"--config.start={stage1}"]
+    model = load_model(train(config, args.out / name.replace(" ", "_"), overrides))
     table[name] = quality.measure(pairs, quality.fuse_pairs(model, pairs))["all"]
     if name == "small":
-      quiet = DMFNet(
+      quiet = Model(
         model.params, model.config | {"features": {**model.config["features"], "noise": False}}
       )
       without_noise = quality.measure(pairs, quality.fuse_pairs(quiet, pairs))["all"]

@@ -11,6 +11,7 @@ PyTorch's reflected borders need pictures of 64 x 64 at least.
 """
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -29,10 +30,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import measuring  # noqa: E402
 
-from dmfnet_jax.configs import stage1  # noqa: E402
-from dmfnet_jax.inference.batches import choose_passes  # noqa: E402
+from dmfnet_jax.configs import dmfnet  # noqa: E402
 from dmfnet_jax.inference.engine import Engine  # noqa: E402
-from dmfnet_jax.training import stages, steps  # noqa: E402
+from dmfnet_jax.inference.memory import choose_parts  # noqa: E402
+from dmfnet_jax.training import setup, steps  # noqa: E402
 
 _PRODUCTS = 10  # in a row, so that starting them costs nothing
 
@@ -95,13 +96,14 @@ def _fusing(args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], flo
     runs |= _pytorch(networks, noisy)
   inputs = [*(jnp.asarray(x) for x in noisy), jnp.asarray(measuring.LEVELS)]
   for passes in (1, 2, 3, 6):
-    engine = Engine(params, config, compute_dtype="bfloat16", passes_per_step=passes)
-    runs[f"dmfnet_jax, {passes} passes at a time"] = lambda engine=engine: engine.fuse_noisy(
-      *inputs
+    engine = Engine(params, config, compute_dtype="bfloat16", parts_per_step=passes)
+    runs[f"dmfnet_jax, {passes} passes at a time"] = lambda engine=engine: engine.extra(
+      "fuse_noisy", *inputs
     ).block_until_ready()
   # Of the last graph: the others compute the same, but a loop's body is counted once.
-  flops = measuring.arithmetic(engine.fuse_noisy, *inputs)
-  chosen = choose_passes(config, (args.size, args.size), args.pairs, "bfloat16")
+  flops = measuring.arithmetic(functools.partial(engine.extra, "fuse_noisy"), *inputs)
+  size = (args.size, args.size)
+  chosen = choose_parts(engine.method, config, size, args.pairs, "bfloat16")
   return runs, flops, f"dmfnet_jax, {chosen} passes at a time"
 
 
@@ -135,19 +137,20 @@ def _pytorch(networks: tuple, noisy: list[np.ndarray]) -> dict[str, Callable[[],
 
 def _training(args: argparse.Namespace) -> tuple[Callable[[], Any], float]:
   """The train step of the paper's Stage I on one device, and its arithmetic."""
-  config = stage1.get_config()
+  config = dmfnet.get_config("stage=1")
   config.compute_dtype = "bfloat16"
   config.unet.width = args.width
   config.batch_size = args.train_pairs
   device = jax.local_devices()[:1]
-  state = jax_utils.replicate(stages.init_state(config), device, axis_name=steps.AXIS)
+  run_setup = setup.set_up(config, Path("no workdir"))
+  state = jax_utils.replicate(setup.init_state(run_setup), device, axis_name=steps.AXIS)
   images = [
     measuring.pictures(args.train_pairs, args.crop_size, seed)[None, ..., None] for seed in range(2)
   ]
   index = np.arange(args.train_pairs, dtype=np.int32)[None]
   batch = jax.device_put({"a": images[0], "b": images[1], "index": index})
-  train_step = stages.pmap_train_step(config, device)
-  on_cpu = stages.pmap_train_step(config, jax.local_devices(backend="cpu")[:1])
+  train_step = setup.pmap_train_step(run_setup, device)
+  on_cpu = setup.pmap_train_step(run_setup, jax.local_devices(backend="cpu")[:1])
   flops = measuring.arithmetic(on_cpu, state, batch)
   holder = [state]
 

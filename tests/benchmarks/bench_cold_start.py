@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
-from dmfnet_jax.data import images  # noqa: E402
+from dmfnet_jax.io import pictures  # noqa: E402
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     folder = Path(name)
     for seed, file in enumerate(("a.png", "b.png")):
       picture = measuring.pictures(1, args.size, seed)[0]
-      images.write_image(folder / file, np.rint((picture + 1) * 127.5).astype(np.uint8))
+      pictures.write_image(folder / file, np.rint((picture + 1) * 127.5).astype(np.uint8))
     environment = os.environ | {"XDG_CACHE_HOME": str(folder)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     fuse = ["fuse", str(folder / "a.png"), str(folder / "b.png"), "-o", str(folder / "fused.png")]

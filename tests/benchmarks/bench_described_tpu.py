@@ -26,8 +26,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import measuring  # noqa: E402
 
-from dmfnet_jax.inference.engine import fuse_function, pair_keys  # noqa: E402
-from dmfnet_jax.models.unet import ResnetBlock  # noqa: E402
+from dmfnet_jax.inference.engine import example_keys  # noqa: E402
+from dmfnet_jax.methods.dmfnet import METHOD  # noqa: E402
+from dmfnet_jax.methods.dmfnet.unet import ResnetBlock  # noqa: E402
+from dmfnet_jax.methods.method import Compute  # noqa: E402
 from dmfnet_jax.preflight.chips import CHIPS, describe_devices, parse_topology  # noqa: E402
 
 _CLOCK_HZ = {"v5e": 1.5e9, "v6e": 1.75e9, "v4": 1.05e9, "v5p": 1.75e9}
@@ -72,12 +74,12 @@ def main() -> None:
   config = measuring.model_config(args.width)
   params = measuring.drawn_params(config)
   for pairs in args.pairs:
-    image = jax.ShapeDtypeStruct((pairs, args.size, args.size), np.float32)
-    keys = jax.eval_shape(functools.partial(pair_keys, 0, [""] * pairs))
-    inputs = [params, image, image, keys]
-    flops = measuring.arithmetic(fuse_function(config, "bfloat16", 6), *inputs)
+    image = jax.ShapeDtypeStruct((pairs, args.size, args.size, 1), np.float32)
+    keys = jax.eval_shape(functools.partial(example_keys, 0, [""] * pairs))
+    inputs = [params, {"a": image, "b": image}, keys]
+    flops = measuring.arithmetic(METHOD.fuse(config, Compute("bfloat16", 6)), *inputs)
     for passes in args.passes:
-      fuse = fuse_function(config, "bfloat16", passes)
+      fuse = METHOD.fuse(config, Compute("bfloat16", passes))
       name = f"{pairs} x {args.size}, {passes} passes at a time"
       report(name, fuse, flops, inputs, 6 // passes)
 

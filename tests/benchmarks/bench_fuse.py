@@ -51,10 +51,10 @@ def main() -> None:
       return fused.numpy()[:, 0]
 
     runs["PyTorch, eager, six passes"] = published
-  engines = {passes: Engine(params, config, passes_per_step=passes) for passes in (1, 2, 3, 6)}
+  engines = {passes: Engine(params, config, parts_per_step=passes) for passes in (1, 2, 3, 6)}
 
   def ours(passes: int) -> np.ndarray:
-    return np.asarray(engines[passes].fuse_noisy(*noisy, measuring.LEVELS))[..., 0]
+    return np.asarray(engines[passes].extra("fuse_noisy", *noisy, measuring.LEVELS))[..., 0]
 
   for passes in engines:
     runs[f"dmfnet_jax, {passes} at a time"] = lambda passes=passes: ours(passes)
@@ -72,7 +72,7 @@ def main() -> None:
     if name.startswith("dmfnet"):
       passes = int(name.split()[1])
       rate = arithmetic / seconds[name]
-      memory = engines[passes].temporary_bytes(size, size) / 1e6
+      memory = engines[passes].temporary_bytes((size, size)) / 1e6
       line += f" {rate / 1e9:8.0f} {rate / peak:8.2f} {memory:9.0f} MB"
     print(line)
   print(f"arithmetic here: {arithmetic / 1e9:.0f} GFLOP")

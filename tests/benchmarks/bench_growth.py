@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import measuring  # noqa: E402
 
-from dmfnet_jax.inference.engine import Engine, pair_keys  # noqa: E402
+from dmfnet_jax.inference.engine import Engine, example_keys  # noqa: E402
 
 SIZES = (128, 256, 512, 1024)
 BATCHES = (1, 2, 4, 8)
@@ -70,12 +70,15 @@ def _measure(
   """Seconds and planned megabytes of each (side, pairs in a batch), which take turns."""
   runs = {}
   for size, count in cases:
-    a, b = (measuring.pictures(count, size, seed) for seed in range(2))
-    keys = pair_keys(0, [str(i) for i in range(count)])
-    runs[f"{size} {count}"] = functools.partial(engine.fuse, a, b, keys, batch_size=count)
+    a, b = (measuring.pictures(count, size, seed)[..., None] for seed in range(2))
+    sources = [{"a": x, "b": y} for x, y in zip(a, b, strict=True)]
+    keys = example_keys(0, [str(i) for i in range(count)])
+    runs[f"{size} {count}"] = functools.partial(engine.run, sources, keys, batch_size=count)
   seconds = measuring.interleaved_medians(runs, repeats).values()
   devices = jax.local_device_count()
-  memory = [engine.temporary_bytes(size, size, -(-count // devices)) / 1e6 for size, count in cases]
+  memory = [
+    engine.temporary_bytes((size, size), -(-count // devices)) / 1e6 for size, count in cases
+  ]
   return list(zip(seconds, memory, strict=True))
 
 

@@ -21,7 +21,7 @@ from flax import jax_utils
 from PIL import Image
 
 from dmfnet_jax.data import builders, pipeline
-from dmfnet_jax.training import stages, steps
+from dmfnet_jax.training import setup, steps
 from dmfnet_jax.training.config import parse_config
 from dmfnet_jax.training.loop import shard
 
@@ -63,8 +63,9 @@ def measure_step(config, source, num_steps: int) -> float:
   batches.close()
   batch.pop("record")
   batch = jax.device_put(shard(batch))
-  state = jax_utils.replicate(stages.init_state(config), axis_name=steps.AXIS)
-  train_step = stages.pmap_train_step(config)
+  run = setup.set_up(config, Path("no workdir"))
+  state = jax_utils.replicate(setup.init_state(run), axis_name=steps.AXIS)
+  train_step = setup.pmap_train_step(run)
   for step in range(num_steps + 2):
     if step == 2:
       jax.block_until_ready(state)
@@ -79,7 +80,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--pairs", type=int, default=128)
   parser.add_argument("--size", type=int, default=256)
-  parser.add_argument("--config", default="configs/tiny_stage1.py", help="of Stage I")
+  parser.add_argument("--config", default="configs/dmfnet.py:size=tiny", help="a first stage")
   parser.add_argument("--batch-size", type=int, default=16)
   parser.add_argument("--steps", type=int, default=5, help="train steps that are timed")
   parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])

@@ -17,9 +17,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import measuring  # noqa: E402
 
-from dmfnet_jax.data import images  # noqa: E402
-from dmfnet_jax.inference.jobs import unfinished  # noqa: E402
-from dmfnet_jax.inference.pairs import match_pairs  # noqa: E402
+from dmfnet_jax.fusing.match import match_pairs  # noqa: E402
+from dmfnet_jax.fusing.resume import unfinished  # noqa: E402
+from dmfnet_jax.io import paths  # noqa: E402
 
 
 def peak_bytes() -> int:
@@ -43,7 +43,7 @@ def main() -> None:
     before, begin = peak_bytes(), time.process_time()
     pairs, _ = match_pairs(*folders)
     matched = time.process_time()
-    left = unfinished(pairs, {path.name for path in images.list_files(folders[-1])})
+    left = unfinished(pairs, {path.name for path in paths.list_files(folders[-1])})
     end = time.process_time()
     assert len(left) == args.pairs - args.pairs // 2
     print(f"matching                 {matched - begin:6.2f} s")

@@ -18,20 +18,22 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import measuring  # noqa: E402
 import tiny  # noqa: E402
 
-from dmfnet_jax import weights  # noqa: E402
-from dmfnet_jax.configs import small_stage1, small_stage2  # noqa: E402
-from dmfnet_jax.inference.model import DMFNet, load_model  # noqa: E402
-from dmfnet_jax.training import stages  # noqa: E402
-from dmfnet_jax.training.checkpoint import model_config  # noqa: E402
+from dmfnet_jax.configs import dmfnet  # noqa: E402
+from dmfnet_jax.inference.model import Model, load_model  # noqa: E402
+from dmfnet_jax.training import setup  # noqa: E402
+from dmfnet_jax.weights.find import released_names  # noqa: E402
+from dmfnet_jax.weights.workdir import model_config  # noqa: E402
 
 
-def small_at(width: int) -> DMFNet:
+def small_at(width: int) -> Model:
   """`small` at another width, with drawn weights."""
-  stage1 = small_stage1.get_config()
+  stage1 = dmfnet.get_config("stage=1,size=small")
   stage1.unet.width = width
-  stage2 = stages.with_unet(small_stage2.get_config(), stage1.unet.to_dict())
+  stage2 = setup.with_sections(
+    dmfnet.get_config("stage=2,size=small"), model_config(stage1.to_dict())
+  )
   params = {"unet": tiny.draw_params(stage1), "fusion_head": tiny.draw_params(stage2)}
-  return DMFNet(params, json.loads(json.dumps(model_config(stage2.to_dict()))))
+  return Model(params, json.loads(json.dumps(model_config(stage2.to_dict()))))
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
   parser.add_argument("--size", type=int, default=256)
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args()
-  models = {name: load_model(name) for name in weights.released_names()}
+  models = {name: load_model(name) for name in released_names()}
   models |= {f"small at width {width}": small_at(width) for width in args.widths}
   a, b = (
     np.rint((measuring.pictures(1, args.size, seed)[0] + 1) * 127.5).astype(np.uint8)

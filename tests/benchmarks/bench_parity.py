@@ -20,8 +20,8 @@ import measuring  # noqa: E402
 from golden_weights import nchw, nhwc, relative_error  # noqa: E402
 
 from dmfnet_jax import losses  # noqa: E402
-from dmfnet_jax.inference.model import DMFNet  # noqa: E402
-from dmfnet_jax.models import UNet  # noqa: E402
+from dmfnet_jax.inference.model import Model  # noqa: E402
+from dmfnet_jax.methods.dmfnet.unet import UNet  # noqa: E402
 
 
 def unet_errors() -> dict[str, float]:
@@ -44,7 +44,7 @@ def unet_errors() -> dict[str, float]:
 def fusion_errors() -> dict[str, float]:
   """The fused picture."""
   golden = golden_weights.load("fusion")
-  model = DMFNet(golden_weights.reference_params(), measuring.model_config(128))
+  model = Model(golden_weights.reference_params(), measuring.model_config(128))
   inputs = [
     np.stack([golden[f"{name}_{t}"] for t in golden["timesteps"]])
     for name in ("noisy_mri", "noisy_other", "noise_level")

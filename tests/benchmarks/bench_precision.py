@@ -21,9 +21,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import measuring  # noqa: E402
 import quality  # noqa: E402
 
-from dmfnet_jax.data import color, images  # noqa: E402
-from dmfnet_jax.inference.evaluate import format_table  # noqa: E402
+from dmfnet_jax.fusing.evaluate import format_table  # noqa: E402
 from dmfnet_jax.inference.model import load_model  # noqa: E402
+from dmfnet_jax.io import color, pictures  # noqa: E402
 from dmfnet_jax.metrics import METRIC_NAMES, compute_metrics  # noqa: E402
 
 
@@ -39,9 +39,9 @@ def read_pairs(args: argparse.Namespace) -> list[tuple]:
     ]
     return [every[i * len(every) // count] for i in range(count)] if count < len(every) else every
   if args.a and args.b:
-    found = [images.list_images(folder) for folder in (args.a, args.b)]
+    found = [pictures.list_images(folder) for folder in (args.a, args.b)]
     stems = sorted(found[0].keys() & found[1].keys())[:count]
-    return [(*(color.to_grey(images.read_image(f[stem])) for f in found), stem) for stem in stems]
+    return [(*(color.to_grey(pictures.read_image(f[stem])) for f in found), stem) for stem in stems]
   from dmfnet_jax.data.builders import mni_template
 
   pairs = list(mni_template.demo_pairs())[:count]

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from dmfnet_jax.interop import torch_weights
+from dmfnet_jax.methods.dmfnet import torch as torch_weights
+from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet
+from dmfnet_jax.weights.files import complete
 
 SCHEDULE = {"name": "linear", "num_timesteps": 2000, "start": 1e-6, "end": 1e-2}
 FEATURES = {"timesteps": [5, 10, 20], "source": "decoder", "schedule": SCHEDULE}
@@ -113,16 +115,15 @@ def model_config(width: int) -> dict[str, Any]:
   unet = {"width": width, "multipliers": list(MULTIPLIERS), "num_res_blocks": 2}
   unet |= {"norm_groups": 32, "dropout": 0.2, "attention_levels": []}
   head = {"attention": "triple", "multi_scale_reach": 2}
-  return {"unet": unet, "fusion_head": head, "features": FEATURES}
+  sections = {"unet": unet, "fusion_head": head, "features": FEATURES}
+  return complete({"method": "dmfnet", **sections})
 
 
 def drawn_params(config: dict[str, Any], seed: int = 0) -> Any:
   """Random parameters of a model, without running an initialiser."""
-  from dmfnet_jax import models
-
-  unet = models.build_unet(config["unet"])
+  unet = build_unet(config["unet"])
   timesteps = len(config["features"]["timesteps"])
-  head = models.build_fusion_head(config["fusion_head"], config["unet"], timesteps)
+  head = build_fusion_head(config["fusion_head"], config["unet"], timesteps)
 
   def shapes() -> Any:
     image, level = jnp.zeros((1, 16, 16, 1)), jnp.zeros(1)

@@ -24,9 +24,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dmfnet_jax import losses, metrics
-from dmfnet_jax.data import builders, color
-from dmfnet_jax.data.images import to_float
-from dmfnet_jax.inference.model import DMFNet, load_model
+from dmfnet_jax.data import builders
+from dmfnet_jax.inference.model import Model, load_model
+from dmfnet_jax.io import color
+from dmfnet_jax.io.pictures import to_float
 
 # What a row holds besides the metrics: Stage II's loss, and mean |F - max(A, B)| in grey levels.
 EXTRA = ("loss", "from max")
@@ -52,7 +53,7 @@ def stem(name: str) -> str:
   return name.partition("_")[2]
 
 
-def fuse_pairs(model: DMFNet, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarray]:
+def fuse_pairs(model: Model, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarray]:
   """Fused pictures uint8 [B, H, W] by modality, with the noise that `dmfnet fuse` would draw."""
   coloured = {
     modality: model.fuse(

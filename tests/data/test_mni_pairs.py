@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 
 from dmfnet_jax.data.builders import mni_template, simulate, simulate_ct
-from dmfnet_jax.data.color import rgb_to_luma
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.color import rgb_to_luma
 
 # One slice of each plane through the middle of the brain.
 SLICES = {"axial": 90, "coronal": 110, "sagittal": 112}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dmfnet_jax.data import pipeline
-from dmfnet_jax.data.color import rgb_to_luma
 from dmfnet_jax.data.examples import DecodedPairs
-from dmfnet_jax.data.images import to_float
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.color import rgb_to_luma
+from dmfnet_jax.io.pictures import to_float
 
 
 def make_source(count=10, height=24, width=20, seed=0):

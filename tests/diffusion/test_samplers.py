@@ -48,7 +48,7 @@ def test_noise_level_of_a_step_lies_between_its_ends(name):
   assert g[0] == 1
   assert (np.diff(g) < 0).all()
   steps = np.arange(1, 61)
-  levels = jax.vmap(sample_noise_level, (None, 0, None))(schedule, keys(1000), steps)
+  levels = np.asarray(jax.vmap(sample_noise_level, (None, 0, None))(schedule, keys(1000), steps))
   assert (levels >= g[steps]).all()
   assert (levels <= g[steps - 1]).all()
   share = (levels - g[steps]) / (g[steps - 1] - g[steps])

@@ -10,7 +10,7 @@ import pytest
 from golden_weights import TOLERANCE, nchw, nhwc, relative_error
 
 from dmfnet_jax.diffusion import gaussian, schedule
-from dmfnet_jax.models.unet import UNet
+from dmfnet_jax.methods.dmfnet.unet import UNet
 
 SCHEDULES = ("linear", "quad", "const", "jsd", "warmup10", "warmup50", "cosine")
 

@@ -1,7 +1,6 @@
 """The engine: sizes, memory, devices, and each chip's own share of the arithmetic."""
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -14,8 +13,11 @@ import numpy as np
 import pytest
 import tiny
 
-from dmfnet_jax.inference import batches, engine
-from dmfnet_jax.inference.engine import Engine, padded_size
+from dmfnet_jax import methods
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import memory
+from dmfnet_jax.inference.engine import Engine, divide_among, example_keys, padded_side
+from dmfnet_jax.methods.method import Compute, Method
 from dmfnet_jax.preflight.chips import describe_devices
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -26,14 +28,14 @@ TESTS = Path(__file__).resolve().parents[1]
   [(1, 16), (16, 16), (17, 32), (250, 256), (256, 256), (257, 288), (512, 512), (513, 576)],
 )
 def test_a_side_is_padded_to_one_of_a_few_sizes(size, padded):
-  assert padded_size(size, 16) == padded
+  assert padded_side(size, 16) == padded
 
 
 def test_padded_sizes_fit_the_network_and_are_few():
   """Eight an octave, and at most an eighth larger than the picture (or less than a stride)."""
   for stride in (1, 2, 16):
     sizes = np.arange(1, 2049)
-    padded = np.array([padded_size(size, stride) for size in sizes.tolist()])
+    padded = np.array([padded_side(size, stride) for size in sizes.tolist()])
     assert (padded % stride == 0).all()
     assert (padded >= sizes).all()
     assert (padded - sizes < np.maximum(stride, sizes / 8 + 1)).all()
@@ -50,135 +52,160 @@ def draw(*shape, seed=0):
   return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
-def test_mixed_sizes_share_programs_and_do_not_mix(fusing, monkeypatch):
-  """Sizes of one padded size compile once; each picture is as if it alone had been fused."""
-  programs = []
-  fuse = engine._fuse
-
-  def counting(*key):
-    program = fuse(*key)
-
-    def call(params, a, b, keys):
-      programs.append(a.shape)
-      return program(params, a, b, keys)
-
-    return call
-
-  monkeypatch.setattr(engine, "_fuse", counting)
-  alone = {}
-  for size in ((13, 21), (14, 22), (13, 22)):
-    a, b = draw(1, *size), draw(1, *size, seed=1)
-    alone[size] = fusing.fuse(a, b, engine.pair_keys(0, ["x"]))
-  assert set(programs) == {(1, 14, 22)}
-  for size, expected in alone.items():
-    a, b = draw(1, *size), draw(1, *size, seed=1)
-    np.testing.assert_array_equal(fusing.fuse(a, b, engine.pair_keys(0, ["x"])), expected)
-    padded = [np.pad(x, ((0, 0), (0, 14 - size[0]), (0, 22 - size[1])), "reflect") for x in (a, b)]
-    whole = fusing.fuse(*padded, engine.pair_keys(0, ["x"]))
-    np.testing.assert_array_equal(whole[0][: size[0], : size[1]], expected[0])
+def examples(*sizes, seed=0):
+  """Sources of so many examples, [H, W, 1] each."""
+  return [
+    {"a": draw(*size, 1, seed=seed + i), "b": draw(*size, 1, seed=seed + i + 100)}
+    for i, size in enumerate(sizes)
+  ]
 
 
-def test_pictures_of_one_padded_size_share_a_batch(fusing):
-  sizes = [(13, 21), (14, 22), (13, 22), (14, 21)]
-  a, b = ([draw(*size, seed=seed) for size in sizes] for seed in (0, 1))
-  keys = engine.pair_keys(0, ["w", "x", "y", "z"])
-  together = fusing.fuse(a, b, keys, batch_size=3)
+def fuse(fusing, sources, names=None, **options):
+  names = names or [str(i) for i in range(len(sources))]
+  results = fusing.run(sources, example_keys(0, names), **options)
+  return [result["fused"][..., 0] for result in results]
+
+
+def test_mixed_sizes_share_batches_and_do_not_mix(fusing):
+  """Each picture is as if it alone had been fused, in the order given."""
+  sizes = [(13, 21), (4, 6), (14, 22), (13, 22), (4, 5)]
+  sources, names = examples(*sizes), list("vwxyz")
+  together = fuse(fusing, sources, names, batch_size=2)
   assert [x.shape for x in together] == sizes
   for i, fused in enumerate(together):
-    (alone,) = fusing.fuse(a[i : i + 1], b[i : i + 1], keys[i : i + 1])
+    (alone,) = fuse(fusing, sources[i : i + 1], names[i : i + 1])
     np.testing.assert_allclose(fused, alone, atol=1e-6)
-  with pytest.raises(ValueError, match="negative"):  # another padded size: whose it would be
-    fusing.fuse([a[0], draw(15, 21)], [b[0], draw(15, 21)], keys[:2])
 
 
-def test_a_full_memory_takes_fewer_passes(monkeypatch):
-  """From then on, down to one; with passes that the user has set it is an error at once."""
-  monkeypatch.setattr(engine, "choose_passes", lambda *args: 6)
-  ran = []
-  original = engine._fuse
+def test_a_picture_is_padded_by_reflection_and_cut(fusing):
+  (source,) = examples((13, 21))
+  padded = {name: np.pad(x, ((0, 1), (0, 1), (0, 0)), "reflect") for name, x in source.items()}
+  (fused,), (whole,) = fuse(fusing, [source]), fuse(fusing, [padded])
+  np.testing.assert_array_equal(whole[:13, :21], fused)
 
-  def fuse(config, dtype, passes, devices):
-    ran.append(passes)
-    if passes > limit:
-      raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-    return original(config, dtype, passes, devices)
 
-  monkeypatch.setattr(engine, "_fuse", fuse)
-  a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
-  limit = 6
-  (expected,) = Engine(*tiny.model()).fuse(a, b, keys)
-  fusing, limit = Engine(*tiny.model()), 2
-  ran.clear()
+def test_progress_is_told_batch_by_batch(fusing):
+  done = []
+  fuse(fusing, examples(*[(4, 6)] * 5), batch_size=2, on_done=done.append)
+  assert done == [2, 2, 1]
+
+
+class Memory:
+  """A method of a user's that has room for some examples and parts, and tells what was tried."""
+
+  def __init__(self, room, parts=1):
+    self.room = room
+    self.tried = []
+    self.method = Method(
+      defaults=lambda stage: {},
+      model=(),
+      networks=(),
+      parts=lambda config: parts,
+      fuse=self.fuse,
+    )
+
+  def fuse(self, config, compute):
+    def apply(params, images, keys):
+      self.tried.append((len(keys), compute.parts_per_step))
+      if len(keys) * compute.parts_per_step > self.room:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+      return {"fused": images["a"]}
+
+    return apply
+
+
+@pytest.fixture
+def engine_with(users_method):
+  """Makes an engine of a method that lives in this test alone."""
+  return lambda users, **options: Engine({}, {"method": users_method(users.method)}, **options)
+
+
+def test_a_full_memory_takes_fewer_examples(engine_with):
+  """From then on; what was fused before stays, and no picture is lost."""
+  users = Memory(room=3)
+  fusing = engine_with(users)
+  sources = examples(*[(4, 6)] * 9)
   for _ in range(2):
-    np.testing.assert_allclose(fusing.fuse(a, b, keys)[0], expected, atol=1e-5)
-  assert ran == [6, 3, 2, 2]
-  for impossible in (Engine(*tiny.model(), passes_per_step=3), fusing):
-    limit = 0
-    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-      impossible.fuse(a, b, keys)
-  assert ran[4:] == [3, 2, 1]
+    for fused, source in zip(fuse(fusing, sources, batch_size=8), sources, strict=True):
+      np.testing.assert_array_equal(fused, source["a"][..., 0])
+  assert [count for count, _ in users.tried] == [8, 4, 2]
+  assert fusing.batch_size((4, 6), 8) == 2
+  assert fusing.batch_size((8, 6), 8) == 8  # another size's memory is another matter
+
+
+def test_where_not_even_one_fits_it_is_said(engine_with):
+  users = Memory(room=0)
+  with pytest.raises(UserError, match=r"a picture of 4 x 6 does not fit the memory"):
+    fuse(engine_with(users), examples((4, 6), (4, 6)), batch_size=2)
+  assert [count for count, _ in users.tried] == [2, 1]
+
+
+def test_parts_that_the_user_has_set_are_kept(engine_with):
+  users = Memory(room=2, parts=6)
+  with pytest.raises(UserError, match="does not fit the memory"):
+    fuse(engine_with(users, parts_per_step=3), examples((4, 6)))
+  assert users.tried == [(1, 3)]
+
+
+def test_other_errors_pass(engine_with):
+  users = Memory(room=1)
+  fusing = engine_with(users)
+  with pytest.raises(ValueError, match="told"):
+    fuse(fusing, examples((4, 6)), on_done=lambda count: (_ for _ in ()).throw(ValueError("told")))
 
 
 def test_the_noise_is_the_same_with_any_default_generator(fusing):
   """Keys of other generators would draw otherwise in a batch than alone."""
-  keys = engine.pair_keys(0, ["x", "y"])
+  keys = example_keys(0, ["x", "y"])
   with jax.default_prng_impl("rbg"):
-    other = engine.pair_keys(0, ["x", "y"])
+    other = example_keys(0, ["x", "y"])
   assert (jax.random.key_data(keys) == jax.random.key_data(other)).all()
   assert jax.random.key_impl(other) == jax.random.key_impl(keys)
+
+
+def estimate(config, size, pairs, passes, dtype):
+  method = methods.get(config["method"])
+  return method.memory(config, size, pairs, passes, jnp.dtype(dtype).itemsize)
 
 
 def test_fewer_passes_take_less_memory():
   """At most half of the one batch of six; stated without running anything."""
   params, config = tiny.model(width=16, multipliers=(1, 1, 2))
   sizes = {
-    passes: Engine(params, config, passes_per_step=passes).temporary_bytes(64, 64)
+    passes: Engine(params, config, parts_per_step=passes).temporary_bytes((64, 64))
     for passes in (1, 2, 3, 6)
   }
   assert sizes[1] < sizes[2] < sizes[3] < sizes[6]
   assert sizes[1] <= sizes[6] / 2
   for passes, measured in sizes.items():
-    estimated = batches.estimate_bytes(config, (64, 64), 1, passes, "float32")
+    estimated = estimate(config, (64, 64), 1, passes, "float32")
     assert measured <= estimated <= 2 * measured
 
 
-class Accelerator:
-  platform = "gpu"
-
-  def __init__(self, free):
+class Device:
+  def __init__(self, platform, free=None):
+    self.platform = platform
     self.free = free
 
   def memory_stats(self):
     return self.free and {"bytes_limit": self.free + 1000, "bytes_in_use": 1000}
 
 
-def test_passes_follow_the_memory_at_hand(monkeypatch):
+def test_passes_follow_the_memory_at_hand():
   """CPUs and TPUs take the passes one by one; a GPU as many as fit half of what is free."""
   _, config = tiny.model()
-  choice = (config, (256, 256), 4, "float32")
-  assert batches.choose_passes(*choice) == 1
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert batches.choose_passes(*choice) == 1
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  method = methods.get(config["method"])
+
+  def choose(*device):
+    return memory.choose_parts(method, config, (256, 256), 4, "float32", Device(*device))
+
+  assert choose("cpu") == choose("tpu", 2**40) == 1
   for passes in (1, 2, 3, 6):
-    free = 2 * batches.estimate_bytes(config, (256, 256), 4, passes, "float32")
-    monkeypatch.setattr(jax, "local_devices", lambda free=free: [Accelerator(free)])
-    assert batches.choose_passes(*choice) == passes
-    half = batches.estimate_bytes(config, (256, 256), 4, passes, "bfloat16")
-    assert half < free / 2
-  monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2)])
-  assert batches.choose_passes(*choice) == 1
-  monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(None)])
-  assert batches.choose_passes(*choice) == 6
-
-
-def test_the_choice_of_passes_is_kept(monkeypatch):
-  """Less free memory later is no reason to compile another program for the same pictures."""
-  chosen = iter([6, 2])
-  monkeypatch.setattr(engine, "choose_passes", lambda *args: next(chosen))
-  fusing = Engine(*tiny.model())
-  keys = [fusing._key((16, 16), 4), fusing._key((16, 16), 4), fusing._key((16, 16), 2)]
-  assert [passes for _, _, passes in keys] == [6, 6, 2]
+    free = 2 * estimate(config, (256, 256), 4, passes, "float32")
+    assert choose("gpu", free) == passes
+    assert estimate(config, (256, 256), 4, passes, "bfloat16") < free / 2
+  assert choose("gpu", 2) == 1
+  assert choose("gpu", None) == 6
 
 
 DEVICES = """
@@ -186,29 +213,29 @@ DEVICES = """
   import jax
   import numpy as np
   import tiny
-  from dmfnet_jax.inference.batches import pairs_at_once
-  from dmfnet_jax.inference.model import DMFNet
+  from dmfnet_jax.inference.model import Model
 
   assert jax.local_device_count() == 4
-  assert pairs_at_once((3, 5)) == 4 and pairs_at_once((3, 5), batch_size=2) == 8
   given = np.load(sys.argv[1])
-  model = DMFNet(*tiny.model())
+  model = Model(*tiny.model())
+  assert model.batch_size((4, 6)) == 4 and model.batch_size((4, 6), 6) == 6
   names = [str(i) for i in range(7)]
   fused = {
     "by_one": model.fuse(given["a"], given["b"], names=names),
-    "by_two": model.fuse(given["a"], given["b"], names=names, batch_size=2),
+    "by_two": model.fuse(given["a"], given["b"], names=names, batch_size=8),
+    "by_three": model.fuse(given["a"], given["b"], names=names, batch_size=3),
     "alone": model.fuse(given["a"][0], given["b"][0], names=names[:1]),
   }
-  first, divided = (jax.tree.leaves(model._engine._params_on(n))[0] for n in (1, 4))
-  shared = divided.addressable_shards[0].data
-  assert first.unsafe_buffer_pointer() == shared.unsafe_buffer_pointer()  # not held twice
   np.savez(sys.argv[2], **fused)
 """
 
 
 def test_four_devices_fuse_what_one_fuses(tmp_path):
-  """Seven pairs on four devices: every picture bit for bit as on one device, in the same share."""
-  from dmfnet_jax.inference.model import DMFNet
+  """Seven pairs on four devices: every picture bit for bit as on one device, in the same share.
+
+  A batch of three takes three of them.
+  """
+  from dmfnet_jax.inference.model import Model
 
   a, b = draw(7, 3, 5), draw(7, 3, 5, seed=1)
   np.savez(tmp_path / "given.npz", a=a, b=b)
@@ -228,25 +255,26 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   fused = np.load(tmp_path / "fused.npz")
-  model, names = DMFNet(*tiny.model()), [str(i) for i in range(7)]
-  for key, batch_size in (("by_one", 1), ("by_two", 2)):
+  model, names = Model(*tiny.model()), [str(i) for i in range(7)]
+  for key, batch_size in (("by_one", 1), ("by_two", 2), ("by_three", 1)):
     expected = model.fuse(a, b, names=names, batch_size=batch_size)
     np.testing.assert_array_equal(fused[key], expected)
   np.testing.assert_array_equal(fused["alone"], fused["by_one"][0])
 
 
-def test_each_chip_computes_its_own_share():
+def test_each_chip_computes_its_own_share(libtpu):
   """On a described slice of four TPU chips: a chip's program has a quarter of the arithmetic."""
-  pytest.importorskip("libtpu", reason='TPU programs need libtpu: pip install -e ".[preflight]"')
   chips = describe_devices("v5e:2x2")
   params, config = tiny.model()
 
+  fuse = methods.get("dmfnet").fuse(config, Compute("bfloat16", 6))
+
   def flops(num_devices, pairs):
-    program = engine._fuse(json.dumps(config), "bfloat16", 6, tuple(chips[:num_devices]))
-    image = jax.ShapeDtypeStruct((pairs, 16, 16), jnp.float32)
-    keys = jax.eval_shape(lambda: engine.pair_keys(0, [""] * pairs))
+    program = jax.jit(fuse) if num_devices == 1 else divide_among(fuse, chips[:num_devices])
+    image = jax.ShapeDtypeStruct((pairs, 16, 16, 1), jnp.float32)
+    keys = jax.eval_shape(lambda: example_keys(0, [""] * pairs))
     place = functools.partial(_shape, chips[0] if num_devices == 1 else None)
-    inputs = jax.tree.map(place, (params, image, image, keys))
+    inputs = jax.tree.map(place, (params, {"a": image, "b": image}, keys))
     compiled = program.trace(*inputs).lower().compile()
     return compiled.cost_analysis()["flops"]
 
@@ -262,11 +290,11 @@ def _shape(chip, leaf):
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def test_models_of_one_config_share_their_programs():
-  params, config = tiny.model()
-  other = jax.tree.map(lambda x: 1.1 * x, params)
-  first, second = Engine(params, config), Engine(other, config)
-  a, b, keys = draw(1, 4, 6), draw(1, 4, 6, seed=1), engine.pair_keys(0, ["x"])
-  assert (first.fuse(a, b, keys)[0] != second.fuse(a, b, keys)[0]).any()
-  program = engine._fuse(*first._key((4, 6), 1), first._devices[:1])
-  assert program is engine._fuse(*second._key((4, 6), 1), second._devices[:1])
+def test_models_of_one_config_share_their_programs(engine_with):
+  """Each with its own parameters; traced once."""
+  users = Memory(room=1)
+  first = engine_with(users)
+  second = Engine({}, first.config)
+  for fusing in (first, second):
+    fuse(fusing, examples((4, 6)))
+  assert users.tried == [(1, 1)]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from dmfnet_jax import weights
-from dmfnet_jax.data import images
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import engine, export
-from dmfnet_jax.inference.model import DMFNet
+from dmfnet_jax.inference.model import Model
+from dmfnet_jax.io import paths
+from dmfnet_jax.weights.files import save_weights
 
 SIZE = (13, 21)  # padded to 14 x 22
 SEED = 2**31 + 5
@@ -49,7 +49,7 @@ PROGRAM = """
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
   path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-  weights.save_weights(path, *tiny.model())
+  save_weights(path, *tiny.model())
   return path
 
 
@@ -72,7 +72,7 @@ def test_a_process_that_has_only_jax_fuses(tmp_path, model_file, batch):
   assert done.returncode == 0, done.stderr
   found = np.load(tmp_path / "fused.npz")
   assert found["platforms"].tolist() == ["cpu", "cuda", "tpu"]
-  expected = DMFNet(*tiny.model()).fuse(a, b, seed=SEED, names=names)
+  expected = Model(*tiny.model()).fuse(a, b, seed=SEED, names=names)
   np.testing.assert_allclose(found["fused"], expected, atol=1e-5)
   np.testing.assert_allclose(found["one"], expected[:2], atol=1e-5)
 
@@ -94,4 +94,4 @@ def test_what_cannot_be_exported_writes_nothing(tmp_path, model_file):
     export.export_model("none", tmp_path / "program")
   with pytest.raises(UserError, match="cannot make this folder"):
     export.export_model(str(model_file), tmp_path / "file" / "program", size=SIZE)
-  assert [path.name for path in images.list_files(tmp_path)] == ["file"]
+  assert [path.name for path in paths.list_files(tmp_path)] == ["file"]

@@ -6,13 +6,13 @@ import pytest
 import tiny
 
 from dmfnet_jax.cli import main
-from dmfnet_jax.inference.model import DMFNet
+from dmfnet_jax.inference.model import Model
 
 
 @pytest.fixture(scope="module")
-def tiny_model() -> DMFNet:
+def tiny_model() -> Model:
   """A DM-FNet of two levels with random weights."""
-  return DMFNet(*tiny.model())
+  return Model(*tiny.model())
 
 
 def _pictures(count, height=12, width=10):

@@ -1,26 +1,25 @@
 """`dmfnet preflight`: what it reads off a compiled step, and what it answers."""
 
-import functools
+import pathlib
 import re
+import sys
 
 import jax
-import numpy as np
 import pytest
 import tiny
 
-import dmfnet_jax.preflight as preflight_module
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.preflight import preflight
 from dmfnet_jax.preflight.chips import CHIPS, describe_devices, parse_topology
 from dmfnet_jax.preflight.step_cost import (
   StepCost,
-  _init_state,
-  _used_and_limit,
   compile_step,
   count_collectives,
+  read_refusal,
 )
-from dmfnet_jax.training import stages
+from dmfnet_jax.training import setup
+from dmfnet_jax.weights.files import save_weights
 
 HLO = """
   %all-reduce.1 = (f32[3,3,8,16]{3,2,1,0:T(8,128)S(1)}, /*index=1*/bf16[5]{0:T(128)}) all-reduce(%a, %b), channel_id=1
@@ -31,23 +30,27 @@ HLO = """
 """  # noqa: E501
 
 
-@pytest.fixture
-def libtpu():
-  pytest.importorskip("libtpu", reason='compiling for TPUs needs libtpu: ".[preflight]"')
+class NoCompiler:
+  """Stands for a compiler of four chips that hold twenty pairs each; keeps what it was given."""
 
+  def __init__(self, cost=lambda batch: StepCost(batch <= 20, total_gib=batch / 2, limit_gib=10.0)):
+    self.cost = cost
+    self.runs = []
+    self.batches = []
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-  """Puts a chip that holds twenty pairs in the place of the compiler; returns the batches tried."""
-  tried = []
+  def compile_step(self, run, devices, batch):
+    self.runs.append(run)
+    self.batches.append(batch)
+    return self.cost(batch)
 
-  def compile_step(config, devices, batch):
-    tried.append(batch)
-    return StepCost(fits=batch <= 20, total_gib=batch / 2, limit_gib=10.0)
-
-  monkeypatch.setattr(preflight_module, "describe_devices", lambda *args: [object()] * 4)
-  monkeypatch.setattr(preflight_module, "compile_step", compile_step)
-  return tried
+  def preflight(self, config, **options):
+    return preflight(
+      config,
+      "v5e:2x2",
+      describe=lambda topology, num_slices: [object()] * 4,
+      compile_step=self.compile_step,
+      **options,
+    )
 
 
 def test_collectives_are_counted_once_with_their_bytes():
@@ -58,10 +61,10 @@ def test_collectives_are_counted_once_with_their_bytes():
 
 def test_the_compilers_refusal_is_read():
   message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
-  assert _used_and_limit(message) == (0.5, 15.75)
+  assert read_refusal(message) == (0.5, 15.75)
   message = "total memory required for HLO temporaries (21.41G) exceeds available HBM (15.75G)."
-  assert _used_and_limit(message) == (21.41, 15.75)
-  assert _used_and_limit("RESOURCE_EXHAUSTED: something else") == (float("inf"), None)
+  assert read_refusal(message) == (21.41, 15.75)
+  assert read_refusal("RESOURCE_EXHAUSTED: something else") == (float("inf"), None)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2x", "v5e:axb", ":2x2", "v5e:2x2 "])
@@ -71,55 +74,50 @@ def test_what_is_no_topology_is_refused(name):
 
 
 @pytest.mark.parametrize(("batch_size", "pairs", "code"), [(64, 16, 0), (96, 24, 1), (1, 1, 0)])
-def test_exit_code_says_whether_it_fits(no_compiler, capsys, batch_size, pairs, code):
-  assert preflight(tiny.config(1, batch_size=batch_size), "v5e:2x2") == code
+def test_exit_code_says_whether_it_fits(capsys, batch_size, pairs, code):
+  compiler = NoCompiler()
+  assert compiler.preflight(tiny.config(1, batch_size=batch_size)) == code
   captured = capsys.readouterr()
-  assert no_compiler == [pairs]
+  assert compiler.batches == [pairs]
   assert f"4 chips (v5e:2x2), {pairs} pairs a chip, {4 * pairs} in all" in captured.out
   assert ("does NOT fit" in captured.out) == (code == 1)
   assert ("is no multiple of the 4 chips" in captured.err) == (batch_size == 1)
 
 
 @pytest.mark.parametrize("first", [1, 16, 20, 21, 40, 5000])
-def test_the_largest_batch_is_found_to_an_eighth(no_compiler, capsys, first):
-  config = tiny.config(1, batch_size=4 * first)
-  assert preflight(config, "v5e:2x2", find_batch=True) == 0
+def test_the_largest_batch_is_found_to_an_eighth(capsys, first):
+  compiler = NoCompiler()
+  assert compiler.preflight(tiny.config(1, batch_size=4 * first), find_batch=True) == 0
   out = capsys.readouterr().out
   found = int(out.partition("(v5e:2x2), ")[2].partition(" ")[0])
   assert 18 <= found <= 20
-  assert len(no_compiler) == len(set(no_compiler)) <= 5  # each takes minutes
+  assert len(compiler.batches) == len(set(compiler.batches)) <= 5  # each takes minutes
 
 
 @pytest.mark.parametrize("total_gib", [0.0, 0.01, 100.0, float("inf")])
-def test_the_largest_batch_is_found_also_where_memory_tells_nothing(
-  no_compiler, monkeypatch, capsys, total_gib
-):
-  def compile_step(config, devices, batch):
-    no_compiler.append(batch)
-    return StepCost(fits=batch <= 20, total_gib=total_gib)
-
-  monkeypatch.setattr(preflight_module, "compile_step", compile_step)
-  assert preflight(tiny.config(1, batch_size=4), "v5e:2x2", find_batch=True) == 0
+def test_the_largest_batch_is_found_also_where_memory_tells_nothing(capsys, total_gib):
+  compiler = NoCompiler(lambda batch: StepCost(fits=batch <= 20, total_gib=total_gib))
+  assert compiler.preflight(tiny.config(1, batch_size=4), find_batch=True) == 0
   assert 18 <= int(capsys.readouterr().out.partition("(v5e:2x2), ")[2].partition(" ")[0]) <= 20
-  assert len(no_compiler) == len(set(no_compiler)) <= 20
+  assert len(compiler.batches) == len(set(compiler.batches)) <= 20
 
 
-def test_where_not_even_one_pair_fits(monkeypatch, no_compiler):
-  monkeypatch.setattr(preflight_module, "compile_step", lambda *args: StepCost(fits=False))
-  assert preflight(tiny.config(1, batch_size=4), "v5e:2x2", find_batch=True) == 1
+def test_where_not_even_one_pair_fits():
+  compiler = NoCompiler(lambda batch: StepCost(fits=False))
+  assert compiler.preflight(tiny.config(1, batch_size=4), find_batch=True) == 1
 
 
-def test_stage2_takes_its_unet_from_a_recipe_or_a_run(no_compiler, monkeypatch, capsys, tmp_path):
-  def width(stage1):
-    assert preflight(tiny.config(2, stage1=stage1), "v5e:2x2") == 0
-    return int(capsys.readouterr().out.partition("width ")[2].partition(",")[0])
+def test_stage2_takes_its_unet_from_a_recipe_or_a_run(tmp_path):
+  def width(start):
+    compiler = NoCompiler()
+    assert compiler.preflight(tiny.config(2, start=start)) == 0
+    (run,) = compiler.runs
+    return run.config.unet.width
 
   assert width("") == 128
-  assert width("configs/small_stage1.py") == 32
-  from dmfnet_jax import weights
-
+  assert width("configs/dmfnet.py:size=small") == 32
   params, config = tiny.model()
-  weights.save_weights(tmp_path / "tiny.safetensors", params, config)
+  save_weights(tmp_path / "tiny.safetensors", params, config)
   assert width(str(tmp_path / "tiny.safetensors")) == 8
 
 
@@ -138,18 +136,14 @@ def test_a_slice_that_there_is_not(libtpu):
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
-  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  monkeypatch.setitem(sys.modules, "libtpu", None)  # as if it were not installed
   with pytest.raises(UserError, match=r"dmfnet_jax\[preflight\]"):
     describe_devices("v5e:2x2")
 
 
-def test_the_real_step_is_compiled(libtpu, monkeypatch, recwarn):
+def test_the_real_step_is_compiled(libtpu, recwarn):
   """With a model of three numbers: arguments, donation, and one combined all-reduce."""
-  monkeypatch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
-  monkeypatch.setattr(
-    stages, "init_params", lambda config: jax.tree.map(jax.numpy.asarray, tiny.TOY_PARAMS)
-  )
-  config = tiny.config(1)
+  config = setup.set_up(tiny.toy_config(), pathlib.Path("no workdir"))
   cost, more = (compile_step(config, describe_devices("v5e:2x2"), pairs) for pairs in (2, 64))
   assert cost.fits
   assert cost.collectives == {"all-reduce": 1}
@@ -167,18 +161,21 @@ def test_the_real_step_is_compiled(libtpu, monkeypatch, recwarn):
   assert cost.compile_seconds > 0
 
 
-def test_stage2s_state_has_the_frozen_unet_besides():
-  params, _ = tiny.model()
-  state = jax.eval_shape(functools.partial(_init_state, tiny.stage2_config()))
-  for ours, theirs in ((state.params, "fusion_head"), (state.frozen_params, "unet")):
-    assert jax.tree.map(lambda x: x.shape, ours) == jax.tree.map(np.shape, params[theirs])
+def test_the_frozen_networks_are_shapes_alone():
+  """Of Stage II with no Stage I at hand: those of the method's defaults, and nothing computed."""
+  compiler = NoCompiler()
+  assert compiler.preflight(tiny.config(2)) == 0
+  (run,) = compiler.runs
+  leaves = jax.tree.leaves(run.frozen["unet"])
+  assert sum(leaf.size for leaf in leaves) == 20_670_081
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
 @pytest.mark.slow
 def test_the_command_compiles_stage1_for_a_pod(libtpu, capsys):
   unet = ["--config.unet.width=8", "--config.unet.multipliers=(1,2)"]
   unet += ["--config.unet.num_res_blocks=1", "--config.unet.norm_groups=4"]
-  words = ["preflight", "--config", "configs/stage1.py", "--topology", "v5e:16x16"]
+  words = ["preflight", "--config", "configs/dmfnet.py:stage=1", "--topology", "v5e:16x16"]
   assert main([*words, "--config.crop_size=16", "--config.batch_size=256", *unet]) == 0
   out = capsys.readouterr().out
   for line in ("256 chips", "fits", "temporaries", "TFLOP a chip", "ESTIMATE"):

@@ -2,23 +2,24 @@
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 from etils import epath
 
-from dmfnet_jax import weights
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training.checkpoint import STAGE1_FILE, Checkpointer, load_trained
-from dmfnet_jax.training.state import create_train_state
+from dmfnet_jax.training.checkpoint import Checkpointer
+from dmfnet_jax.training.state import Optimizers, create_train_state
+from dmfnet_jax.weights.files import save_weights
+from dmfnet_jax.weights.workdir import load_trained
 
 
-def make_state(step, *, ema=False):
+def make_state(step, *, ema=False, network="unet"):
   """A state whose parameters tell the step, and the average a hundred times it."""
-  params = {"x": np.full(3, step, np.float32)}
-  state = create_train_state(params, optax.adam(0.1), ema=ema, frozen_params={"y": np.ones(2)})
+  params = {network: {"x": np.full(3, step, np.float32)}}
+  frozen = {"other": {"y": np.ones(2)}}
+  state = create_train_state(params, Optimizers(tiny.config(1), params), ema=ema, frozen=frozen)
   if ema:
-    state = state.replace(ema_params={"x": np.full(3, 100 * step, np.float32)})
+    state = state.replace(ema_params={network: {"x": np.full(3, 100 * step, np.float32)}})
   return state.replace(step=np.array(step, np.int32))
 
 
@@ -62,16 +63,17 @@ def test_a_workdir_is_loaded_from_its_best_checkpoint(tmp_path, ema, expected):
   params, config = load_trained(epath.Path(tmp_path))
   tiny.assert_same(params, {"unet": {"x": np.full(3, expected, np.float32)}})
   assert config["unet"]["width"] == 8
-  assert config.keys() == {"unet"}
+  assert config.keys() == {"method", "unet"}
 
 
 def test_stage2_is_loaded_with_its_copy_of_the_unet(tmp_path):
-  save_all(tmp_path, [5, 1, 4], config=tiny.stage2_config())
+  save_all(tmp_path, [5, 1, 4], config=tiny.stage2_config(), network="fusion_head")
   frozen = {"unet": {"z": np.arange(3, dtype=np.float32)}}
-  weights.save_weights(tmp_path / STAGE1_FILE, frozen, {"unet": {"width": 12}})
+  earlier = {"method": "dmfnet", "unet": {"width": 12}}
+  save_weights(tmp_path / "frozen_start.safetensors", frozen, earlier)
   params, config = load_trained(epath.Path(tmp_path))
   tiny.assert_same(params, frozen | {"fusion_head": {"x": np.full(3, 2, np.float32)}})
-  assert config["unet"] == {"width": 12}
+  assert config["unet"]["width"] == 8  # the run's own section wins
   assert config["features"]["timesteps"] == [5, 10, 20]
 
 
@@ -82,8 +84,8 @@ def test_restoring_takes_the_newest_and_keeps_the_frozen(tmp_path):
   state, position = checkpointer.restore(template)
   checkpointer.close()
   tiny.assert_same(state, make_state(3, ema=True))
-  assert state.frozen_params is template.frozen_params
-  assert state.params["x"].dtype == jnp.float32
+  assert state.frozen is template.frozen
+  assert state.params["unet"]["x"].dtype == jnp.float32
   assert position == {"next_batch": 3}
 
 

@@ -7,17 +7,19 @@ import numpy as np
 import optax
 import pytest
 import tiny
+import toy
 from etils import epath
 from PIL import Image
 
 import dmfnet_jax
-from dmfnet_jax import weights
 from dmfnet_jax.data import pipeline
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training import pictures, resumption, stages
-from dmfnet_jax.training.checkpoint import load_trained
+from dmfnet_jax.training import resumption
 from dmfnet_jax.training.loop import train_and_evaluate
 from dmfnet_jax.training.progress import Report
+from dmfnet_jax.weights.files import read_weights
+from dmfnet_jax.weights.workdir import load_trained
 
 TERMS = {1: ["mse_a", "mse_b"], 2: ["gradient", "intensity", "ssim"]}
 TIMES = ("steps_per_second", "images_per_second", "data_wait_fraction", "device_memory_gib")
@@ -71,7 +73,7 @@ def test_stage2_resumes_without_stage1(data_dir, stage1_run, stage2_run, tmp_pat
   """The same, where Stage I's workdir is gone meanwhile; then the workdir is a model."""
   stage1 = tmp_path / "stage1"
   shutil.copytree(stage1_run[0], stage1)
-  config = tiny.config(2, data_dir, stage1=str(stage1))
+  config = tiny.config(2, data_dir, start=str(stage1))
   workdir = tmp_path / "stage2"
   assert_interrupted_run_resumes(
     config, workdir, stage2_run, monkeypatch, between=lambda: shutil.rmtree(stage1)
@@ -83,8 +85,7 @@ def test_stage2_resumes_without_stage1(data_dir, stage1_run, stage2_run, tmp_pat
     key=lambda line: line["validation/loss"],
   )
   assert best["step"] == 4  # else the state below is not the best one
-  tiny.assert_same(model.params["fusion_head"], stage2_run[1].ema_params)
-  tiny.assert_same(model.params["unet"], stage1_run[1].ema_params)
+  tiny.assert_same(model.params, {**stage2_run[1].ema_params, **stage1_run[1].ema_params})
   a, b = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
   assert np.ptp(model.fuse(a, b).astype(int)) > 0
 
@@ -98,14 +99,19 @@ def test_a_finished_run_is_left_as_it_is(data_dir, stage2_run):
   assert (workdir / "metrics.jsonl").read_bytes() == lines
 
 
+def init_params(config):
+  return tiny.run_setup(config).stage.init(gaussian.make_key(config.seed))
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_every_trained_leaf_changes(stage, request):
   """Each parameter has had a finite gradient that is not zero, and has moved."""
   _, state = request.getfixturevalue(f"stage{stage}_run")
   config = tiny.config(1) if stage == 1 else tiny.stage2_config()
-  start = tiny.leaves(stages.init_params(config))
+  (network,) = state.params
+  start = tiny.leaves(init_params(config)[network])
   moments = tiny.leaves(optax.tree.get(state.opt_state, "mu"))
-  for path, leaf in tiny.leaves(state.params).items():
+  for path, leaf in tiny.leaves(state.params[network]).items():
     assert np.isfinite(moments[path]).all(), path
     assert np.abs(moments[path]).max() > 0, path
     assert (leaf != start[path]).any(), path
@@ -114,9 +120,9 @@ def test_every_trained_leaf_changes(stage, request):
 
 def test_stage2_leaves_the_unet_alone(stage1_run, stage2_run):
   workdir, state = stage2_run
-  tiny.assert_same(state.frozen_params, stage1_run[1].ema_params)
-  copy, config = weights.read_weights(workdir / "stage1.safetensors")
-  tiny.assert_same(copy, {"unet": stage1_run[1].ema_params})
+  tiny.assert_same(state.frozen, stage1_run[1].ema_params)
+  copy, config = read_weights(workdir / "frozen_start.safetensors")
+  tiny.assert_same(copy, stage1_run[1].ema_params)
   assert config["unet"]["width"] == 8
 
 
@@ -152,26 +158,11 @@ def test_samples_are_pictures(stage, columns, request):
     assert bottom.std() > 5, column
 
 
-def put_toy(patch):
-  picture = np.zeros((4, 4, 3), np.uint8)
-  patch.setattr(stages, "make_loss", lambda config: tiny.toy_loss)
-  patch.setattr(stages, "init_params", lambda config: tiny.TOY_PARAMS)
-  patch.setattr(pictures, "make_sampler", lambda config: lambda *args: picture)
-
-
-@pytest.fixture
-def toy(monkeypatch):
-  """Puts a model of three numbers in the place of the networks: for what the loop itself does."""
-  put_toy(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def toy_run(data_dir, tmp_path_factory):
   """The workdir of two steps of the toy; not to be changed."""
   workdir = tmp_path_factory.mktemp("toy_run")
-  with pytest.MonkeyPatch.context() as patch:
-    put_toy(patch)
-    train_and_evaluate(tiny.config(1, data_dir, num_train_steps=2), workdir)
+  train_and_evaluate(tiny.toy_config(data_dir, num_train_steps=2), workdir)
   return workdir
 
 
@@ -193,10 +184,10 @@ def spoil_batch(monkeypatch, batch_index):
 
 @pytest.mark.parametrize("log_every_steps", [1, 100])
 def test_nan_names_step_and_records_and_is_not_saved(
-  toy, data_dir, tmp_path, monkeypatch, log_every_steps
+  data_dir, tmp_path, monkeypatch, log_every_steps
 ):
   records = spoil_batch(monkeypatch, 2)
-  config = tiny.config(1, data_dir, log_every_steps=log_every_steps)
+  config = tiny.toy_config(data_dir, log_every_steps=log_every_steps)
   with pytest.raises(UserError, match=r"step 3: the loss is nan") as caught:
     train_and_evaluate(config, tmp_path)
   assert len(records) == 4
@@ -204,41 +195,42 @@ def test_nan_names_step_and_records_and_is_not_saved(
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
-def test_parameters_that_a_step_has_blown_up_are_not_saved(toy, data_dir, tmp_path):
+def test_parameters_that_a_step_has_blown_up_are_not_saved(data_dir, tmp_path):
   """The loss of the step was finite; what it left is not, and validation tells."""
-  config = tiny.config(
-    1, data_dir, optimizer__learning_rate=1e30, checkpoint_every_steps=1, ema_decay=0.0
+  config = tiny.toy_config(
+    data_dir, optimizer__learning_rate=1e30, checkpoint_every_steps=1, ema_decay=0.0
   )
   with pytest.raises(UserError, match=r"step 1: the validation loss is (inf|nan);.*learning_rate"):
     train_and_evaluate(config, tmp_path)
   assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_the_step_is_compiled_once(toy, data_dir, tmp_path, monkeypatch):
+def test_the_step_is_compiled_once(data_dir, tmp_path, monkeypatch):
   """Neither the second step nor a later one is traced anew, say for another sharding."""
   traced = []
 
-  def counting_loss(params, frozen_params, batch, keys, train):
-    traced.append(train)
-    return tiny.toy_loss(params, frozen_params, batch, keys, train)
+  def counting_loss(params, batch, context):
+    traced.append(context.train)
+    return loss(params, batch, context)
 
-  monkeypatch.setattr(stages, "make_loss", lambda config: counting_loss)
-  train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+  loss = toy.loss
+  monkeypatch.setattr(toy, "loss", counting_loss)
+  train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
   assert sorted(traced) == [False, True]
 
 
-def test_a_workdir_may_be_relative(toy, data_dir, tmp_path, monkeypatch):
+def test_a_workdir_may_be_relative(data_dir, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  config = tiny.config(1, data_dir, num_train_steps=2)
+  config = tiny.toy_config(data_dir, num_train_steps=2)
   state = train_and_evaluate(config, "runs/toy")
   params, _ = load_trained(epath.Path("runs/toy"))
-  tiny.assert_same(params["unet"], state.ema_params)
+  tiny.assert_same(params, state.ema_params)
   tiny.assert_same(train_and_evaluate(config, "runs/toy"), state)
 
 
-def test_another_seed_is_another_run(toy, data_dir, tmp_path):
+def test_another_seed_is_another_run(data_dir, tmp_path):
   states = [
-    train_and_evaluate(tiny.config(1, data_dir, seed=seed), tmp_path / name)
+    train_and_evaluate(tiny.toy_config(data_dir, seed=seed), tmp_path / name)
     for name, seed in (("first", 0), ("again", 0), ("other", 1))
   ]
   tiny.assert_same(states[0], states[1])
@@ -251,7 +243,7 @@ def test_another_seed_is_another_run(toy, data_dir, tmp_path):
 def test_another_seed_is_another_start(stage):
   first, again, other = (
     tiny.leaves(
-      stages.init_params(tiny.config(1, seed=seed) if stage == 1 else tiny.stage2_config(seed=seed))
+      init_params(tiny.config(1, seed=seed) if stage == 1 else tiny.stage2_config(seed=seed))
     )
     for seed in (0, 0, 1)
   )
@@ -261,11 +253,11 @@ def test_another_seed_is_another_start(stage):
       assert (leaf != other[path]).any(), path
 
 
-def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
+def test_evaluation_is_the_same_in_batches_of_any_size(data_dir, tmp_path):
   """Three pairs in batches of one, two (padded) and eight."""
   values = []
   for size in (1, 2, 8):
-    config = tiny.config(1, data_dir, eval_batch_size=size, num_train_steps=1)
+    config = tiny.toy_config(data_dir, eval_batch_size=size, num_train_steps=1)
     train_and_evaluate(config, tmp_path / str(size))
     values.append(read_metrics(tmp_path / str(size))[-1]["validation/loss"])
   assert values[1] == pytest.approx(values[0], rel=1e-6)
@@ -277,7 +269,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
   [
     ({"batch_size": 2}, r"config.batch_size = 4, this run has 2; .* start a new workdir$"),
     ({"seed": 1}, r"config.seed = 0, this run has 1; .* start a new workdir$"),
-    ({"unet__width": 4}, r"config.unet.width = 8, this run has 4; .* start a new workdir$"),
+    ({"toy__width": 4}, r"config.toy.width = 8, this run has 4; .* start a new workdir$"),
     ({"optimizer__name": "adam"}, 'config.optimizer.name = "adamw", this run has "adam"; .*r$'),
     ({"optimizer__clip_norm": 1.0}, r"config.optimizer.clip_norm = 0.0, this run has 1.0; .*r$"),
     ({"ema_decay": 0.0}, r"config.ema_decay = 0.5, this run has 0.0; .*r$"),
@@ -286,17 +278,17 @@ def test_evaluation_is_the_same_in_batches_of_any_size(toy, data_dir, tmp_path):
       r"config.crop_size = 16, this run has 32; config.optimizer.learning_rate = 0.001, this run "
       r"has 0.5; .*may_change=crop_size,optimizer.learning_rate\)",
     ),
-    ({"may_change": ("unet.width",), "unet__width": 4}, "config.unet.width = 8, this run has 4"),
+    ({"may_change": ("toy.width",), "toy__width": 4}, "config.toy.width = 8, this run has 4"),
     ({"may_change": ("seed",), "seed": 1}, "config.seed = 0, this run has 1; .* a new workdir$"),
   ],
 )
-def test_resuming_another_run_is_refused(toy, toy_run, data_dir, change, message):
+def test_resuming_another_run_is_refused(toy_run, data_dir, change, message):
   with pytest.raises(UserError, match=f"cannot resume: .*{message}"):
-    train_and_evaluate(tiny.config(1, data_dir, **change), toy_run)
+    train_and_evaluate(tiny.toy_config(data_dir, **change), toy_run)
 
 
-def test_what_may_change_is_checked(toy, toy_run, data_dir):
-  config = tiny.config(1, data_dir, may_change=("learning_rate",))
+def test_what_may_change_is_checked(toy_run, data_dir):
+  config = tiny.toy_config(data_dir, may_change=("learning_rate",))
   with pytest.raises(UserError, match=r"may_change names 'learning_rate', which is no field"):
     train_and_evaluate(config, toy_run)
 
@@ -313,13 +305,13 @@ def test_what_an_older_checkpoint_lacks_had_the_recipes_value(change, refused):
   del theirs["fusion_head"]["output"], theirs["ema_decay"], theirs["loss"]["overlap"]
   ours = as_saved(tiny.stage2_config(**{"ema_decay": 0.0, "loss__overlap": 0.5} | change))
   if refused is None:
-    resumption.check_same(ours, theirs)
+    resumption.refuse_other_config(ours, theirs)
   else:
     with pytest.raises(UserError, match=rf"has config\.\S*{refused} = .* a new workdir$"):
-      resumption.check_same(ours, theirs)
+      resumption.refuse_other_config(ours, theirs)
 
 
-def test_resuming_for_longer_is_not(toy, toy_run, data_dir, tmp_path):
+def test_resuming_for_longer_is_not(toy_run, data_dir, tmp_path):
   shutil.copytree(toy_run, tmp_path / "longer")
   changes = {
     "num_train_steps": 6,
@@ -328,13 +320,13 @@ def test_resuming_for_longer_is_not(toy, toy_run, data_dir, tmp_path):
     "may_change": ("crop_size,optimizer.learning_rate",),
     "optimizer__learning_rate": 1e-4,
   }
-  state = train_and_evaluate(tiny.config(1, data_dir, **changes), tmp_path / "longer")
+  state = train_and_evaluate(tiny.toy_config(data_dir, **changes), tmp_path / "longer")
   assert int(state.step) == 6
 
 
-def test_worker_processes_feed_the_same_run(toy, data_dir, tmp_path):
+def test_worker_processes_feed_the_same_run(data_dir, tmp_path):
   states = [
-    train_and_evaluate(tiny.config(1, data_dir, num_workers=workers), tmp_path / str(workers))
+    train_and_evaluate(tiny.toy_config(data_dir, num_workers=workers), tmp_path / str(workers))
     for workers in (0, 1)
   ]
   tiny.assert_same(*states)
@@ -352,7 +344,7 @@ def test_remat_trains_the_same(data_dir, stage1_run, tmp_path):
 def test_a_finished_run_leaves_a_model_file(stage1_run, stage2_run):
   """Of the best checkpoint, in half precision; Stage I has nothing to fuse with."""
   assert not (stage1_run[0] / "model.safetensors").exists()
-  params, config = weights.read_weights(stage2_run[0] / "model.safetensors")
+  params, config = read_weights(stage2_run[0] / "model.safetensors")
   expected, expected_config = load_trained(epath.Path(stage2_run[0]))
   assert config == expected_config
   ours, theirs = tiny.leaves(params), tiny.leaves(expected)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 from etils import epath
 
+from dmfnet_jax.io import paths
 from dmfnet_jax.training import metric_writer
 from dmfnet_jax.training.metric_writer import MetricWriter
 
@@ -61,7 +62,7 @@ def test_a_line_is_appended_and_the_rest_left_alone(tmp_path):
 
 
 def test_an_object_store_gets_the_whole_file_but_not_at_every_line(tmp_path, monkeypatch):
-  monkeypatch.setattr(metric_writer, "is_remote", lambda path: True)
+  monkeypatch.setattr(paths, "is_remote", lambda path: True)
   writer = write(tmp_path, 1, 2)
   assert read(tmp_path) == []  # not yet a minute
   writer.flush()

@@ -28,7 +28,7 @@ def dmfnet_train(capsys, tmp_path):
   return run
 
 
-STAGE1, STAGE2 = "configs/stage1.py", "configs/stage2.py"
+STAGE1, STAGE2 = "configs/dmfnet.py:stage=1", "configs/dmfnet.py:stage=2"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,22 @@ def test_a_wrong_value_is_named(dmfnet_train, config, override, message):
 
 def test_a_missing_config_lists_what_there_is(dmfnet_train):
   message = dmfnet_train("configs/stage3.py")
-  assert "stage1.py" in message
-  assert "tiny_stage2.py" in message
+  assert "dmfnet.py" in message
+  assert "ablations.py" in message
+  assert "common.py" not in message
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ("configs/dmfnet.py:stage=3", "in the config: stage is one of 1, 2, not '3'"),
+    ("configs/dmfnet.py:size=huge", "size is one of paper, small, small-fast, tiny, not 'huge'"),
+    ("configs/dmfnet.py:sise=tiny", "no argument 'sise'; there are stage, size"),
+    ("configs/ablations.py:nothing", "no ablation 'nothing'; there are untrained, "),
+  ],
+)
+def test_a_wrong_argument_of_a_config_is_named(dmfnet_train, config, message):
+  assert message in dmfnet_train(config)
 
 
 def test_the_batch_is_divided_among_the_devices(dmfnet_train, monkeypatch):
@@ -86,15 +100,18 @@ def on_tiny_data(data_dir):
 @pytest.mark.parametrize(
   ("stage1", "message"),
   [
-    ("", "config.stage1 is empty: name a Stage I workdir or a model file"),
+    ("", "config.start is empty: name the earlier stage's workdir or a model file"),
     ("no_such_model", "unknown model 'no_such_model': give a released name ("),
-    ("{tmp}/missing.safetensors", "cannot read the model file {tmp}/missing.safetensors"),
+    ("{tmp}/missing.safetensors", "{tmp}/missing.safetensors: no such file"),
     ("{tmp}/empty", "no checkpoint in {tmp}/empty: give the --workdir of a training run"),
-    ("{tmp}/head.safetensors", "{tmp}/head.safetensors has no UNet: name a model of Stage I"),
+    (
+      "{tmp}/head.safetensors",
+      "config.start={tmp}/head.safetensors has no unet: name a model that has it",
+    ),
   ],
 )
 def test_stage1_must_name_a_unet(dmfnet_train, on_tiny_data, tmp_path, stage1, message):
-  from dmfnet_jax import weights
+  from dmfnet_jax.weights import files as weights
 
   (tmp_path / "empty").mkdir()
   params, config = tiny.model()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dmfnet_jax import weights
+from dmfnet_jax.weights.files import read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "tests" / "training" / "worker.py"
@@ -152,18 +152,17 @@ def test_a_checkpoint_that_one_process_cannot_read_is_used_by_none(data_dir, tmp
 def test_stage2_ends_with_a_model_file(data_dir, tmp_path):
   """Both processes read the best checkpoint, and one writes; again where all is trained already."""
   params, config = tiny.model()
-  weights.save_weights(tmp_path / "unet.safetensors", {"unet": params["unet"]}, config)
-  changes = {"num_train_steps": 2, "stage1": str(tmp_path / "unet.safetensors")}
+  save_weights(tmp_path / "unet.safetensors", {"unet": params["unet"]}, config)
+  changes = {"num_train_steps": 2, "start": str(tmp_path / "unet.safetensors")}
   workdir = tmp_path / "run"
-  job = {"stage": 2, "data_dir": data_dir, "workdir": workdir, "toy": True, "changes": changes}
+  job = {"stage": 2, "data_dir": data_dir, "workdir": workdir, "changes": changes}
   for _ in range(2):
     output = finish(start(2, 1, **job))
     assert output.count("2 x 1 at step 2") == 2
-    model, _ = weights.read_weights(workdir / "model.safetensors")
-    assert model["fusion_head"].keys() == tiny.TOY_PARAMS.keys()
-    tiny.assert_same(
-      weights.read_weights(workdir / "stage1.safetensors")[0]["unet"], params["unet"]
-    )
+    model, _ = read_weights(workdir / "model.safetensors")
+    assert model["fusion_head"].keys() == params["fusion_head"].keys()
+    copy, _ = read_weights(workdir / "frozen_start.safetensors")
+    tiny.assert_same(copy, {"unet": params["unet"]})
     (workdir / "model.safetensors").unlink()
 
 

@@ -7,11 +7,19 @@ import pytest
 import tiny
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training.state import create_train_state, make_learning_rate, make_optimizer
+from dmfnet_jax.training.state import (
+  Optimizers,
+  continue_from,
+  create_train_state,
+  make_learning_rate,
+  make_optimizer,
+  optimizer_of,
+)
 
 
 def optimizer_config(**changes):
-  return tiny.config(2, **{f"optimizer__{k}": v for k, v in changes.items()}).optimizer
+  config = tiny.toy_config(**{f"optimizer__{k}": v for k, v in changes.items()})
+  return optimizer_of(config, "toy")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,10 @@ def optimizer_config(**changes):
       {"decay": "cosine", "warmup_steps": 20},
       {0: 0.0, 10: 0.25, 20: 0.5, 60: 0.25, 100: 0.0},
     ),
+    (
+      {"decay": "step", "decay_every_steps": 20, "decay_rate": 0.5},
+      {0: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125, 99: 0.5 / 16},
+    ),
   ],
 )
 def test_learning_rate(changes, expected):
@@ -33,7 +45,9 @@ def test_learning_rate(changes, expected):
 
 
 def test_unknown_names_are_refused():
-  with pytest.raises(UserError, match=r"optimizer\.decay is 'constant' or 'cosine', not 'linear'"):
+  with pytest.raises(
+    UserError, match=r"optimizer\.decay is 'constant', 'cosine' or 'step', not 'linear'"
+  ):
     make_learning_rate(optimizer_config(decay="linear"), 100)
   with pytest.raises(UserError, match=r"optimizer\.name is 'adam' or 'adamw', not 'sgd'"):
     make_optimizer(optimizer_config(name="sgd"), optax.constant_schedule(0.1))
@@ -63,15 +77,60 @@ def test_only_adamw_decays_weights(name, kept):
 
 
 def test_state_before_the_first_step():
-  params = {"x": jnp.array([2.0, -3.0])}
-  optimizer = make_optimizer(optimizer_config(), optax.constant_schedule(0.1))
-  state = create_train_state(params, optimizer)
+  params = {"toy": {"x": jnp.array([2.0, -3.0])}}
+  optimizers = Optimizers(tiny.toy_config(), params)
+  state = create_train_state(params, optimizers)
   assert (int(state.step), state.step.dtype) == (0, jnp.int32)
   assert state.ema_params is None
-  assert state.eval_params is params
+  tiny.assert_same(state.eval_params, params)
 
-  averaged = create_train_state(params, optimizer, ema=True)
+  averaged = create_train_state(params, optimizers, ema=True)
   tiny.assert_same(averaged.ema_params, params)
-  assert averaged.eval_params is averaged.ema_params
+  other = averaged.replace(ema_params={"toy": {"x": jnp.zeros(2)}})
+  tiny.assert_same(other.eval_params, other.ema_params)
   # The step donates its state: one buffer in two places would be freed twice.
-  assert averaged.ema_params["x"] is not params["x"]
+  assert averaged.ema_params["toy"]["x"] is not params["toy"]["x"]
+
+
+def two_networks(**networks):
+  config = tiny.toy_config()
+  with config.unlocked():
+    config.optimizer.networks = networks
+  params = {name: {"x": jnp.array([1.0, 2.0])} for name in ("one", "two")}
+  return params, Optimizers(config, params)
+
+
+def test_each_network_has_an_optimizer_of_its_own():
+  """Its own rate, and clipped by its own norm."""
+  params, optimizers = two_networks(two={"learning_rate": 0.5, "clip_norm": 1e-3})
+  grads = {name: {"x": jnp.array([30.0, 40.0])} for name in params}
+  moved, state = optimizers.update(grads, optimizers.init(params), params)
+  steps = {name: float(params[name]["x"][0] - moved[name]["x"][0]) for name in params}
+  assert steps == pytest.approx({"one": 1e-3, "two": 0.5}, rel=0.02)
+  norms = {name: float(optax.global_norm(optax.tree.get(state[name], "mu"))) for name in params}
+  assert norms == pytest.approx({"one": 5.0, "two": 1e-4}, rel=1e-3)
+
+
+def test_optimizers_of_what_is_not_trained_are_refused():
+  with pytest.raises(UserError, match=r"networks names 'three'; this stage trains one, two"):
+    two_networks(three={"learning_rate": 0.5})
+  with pytest.raises(UserError, match=r"networks\.two has no field 'rate'"):
+    two_networks(two={"rate": 0.5})
+
+
+def test_a_stage_goes_on_with_networks_and_moments_of_the_one_before():
+  params, optimizers = two_networks()
+  grads = {name: {"x": jnp.array([3.0, 4.0])} for name in params}
+  moved, moments = optimizers.update(grads, optimizers.init(params), params)
+  fresh = create_train_state(params, optimizers, ema=True)
+  state = continue_from(fresh, moved, moments, ["one"])
+  tiny.assert_same(state.params, {"one": moved["one"], "two": params["two"]})
+  tiny.assert_same(state.ema_params, state.params)
+  tiny.assert_same(state.opt_state["one"], moments["one"])
+  tiny.assert_same(state.opt_state["two"], fresh.opt_state["two"])
+  # A model file has no moments: they begin anew.
+  tiny.assert_same(continue_from(fresh, moved, {}, ["one"]).opt_state, fresh.opt_state)
+  with pytest.raises(UserError, match=r"config\.start has no one"):
+    continue_from(fresh, {"two": moved["two"]}, {}, ["one"])
+  with pytest.raises(UserError, match=r"config\.start has another one"):
+    continue_from(fresh, {"one": {"x": jnp.zeros(3)}}, {}, ["one"])

@@ -1,5 +1,6 @@
 """One step: whose randomness it uses, what it averages, clips and reports."""
 
+import pathlib
 import types
 
 import jax
@@ -8,10 +9,15 @@ import numpy as np
 import optax
 import pytest
 import tiny
+import toy
 
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import make_schedule
-from dmfnet_jax.training import stages, steps
-from dmfnet_jax.training.state import create_train_state, make_optimizer
+from dmfnet_jax.methods.dmfnet import METHOD
+from dmfnet_jax.methods.dmfnet.unet import UNet
+from dmfnet_jax.methods.method import Context
+from dmfnet_jax.training import setup, steps
+from dmfnet_jax.training.state import Optimizers, create_train_state
 
 
 def make_batch(count, size=16, seed=0):
@@ -19,16 +25,36 @@ def make_batch(count, size=16, seed=0):
   return {"a": a, "b": b, "index": np.arange(count, dtype=np.int32)}
 
 
+def context(keys, *, train=True):
+  return Context(keys, train, jnp.float32(0.5))
+
+
+def toy_step(config, **options):
+  """The toy's step, which leaves its state alone, and the state before the first one."""
+  run = setup.set_up(config, pathlib.Path("no workdir"))
+  step = steps.make_train_step(
+    run.stage,
+    Optimizers(config, ["toy"]),
+    seed=config.seed,
+    num_train_steps=config.num_train_steps,
+    ema_decay=config.ema_decay,
+    **options,
+  )
+  return jax.pmap(step, axis_name=steps.AXIS), setup.init_state(run)
+
+
 def run_toy(num_steps, *, seed=0, ema_decay=0.0, clip_norm=0.0, learning_rate=0.01):
   """Trains the toy on one device; returns the states (the first included) and the metrics."""
-  config = tiny.config(2, optimizer__clip_norm=clip_norm).optimizer
-  schedule = optax.linear_schedule(learning_rate, 0.0, 10)
-  optimizer = make_optimizer(config, schedule)
-  step = jax.pmap(
-    steps.make_train_step(tiny.toy_loss, optimizer, schedule, seed=seed, ema_decay=ema_decay),
-    axis_name=steps.AXIS,
+  config = tiny.toy_config(
+    seed=seed,
+    ema_decay=ema_decay,
+    num_train_steps=10,
+    optimizer__clip_norm=clip_norm,
+    optimizer__name="adam",
+    optimizer__learning_rate=learning_rate,
+    optimizer__decay="cosine",
   )
-  state = create_train_state(tiny.TOY_PARAMS, optimizer, ema=ema_decay > 0)
+  step, state = toy_step(config)
   state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
   states, metrics = [state], []
   for i in range(num_steps):
@@ -49,20 +75,22 @@ def test_moving_average_is_the_hand_computed_one():
       state.ema_params,
       average,
     )
-  assert abs(states[-1].params["c"] - states[-1].ema_params["c"]) > 1e-3  # it lags behind
+  assert (
+    abs(states[-1].params["toy"]["c"] - states[-1].ema_params["toy"]["c"]) > 1e-3
+  )  # it lags behind
 
 
 def test_step_reports_its_means():
   states, metrics = run_toy(2)
   keys = steps.example_keys(0, 1, np.arange(4))
   loss, grads = jax.value_and_grad(
-    lambda p: tiny.toy_loss(p, None, make_batch(4, seed=1), keys, True)[0].mean()
+    lambda p: toy.loss(p, make_batch(4, seed=1), context(keys)).value.mean()
   )(states[1].params)
   expected = {
     "loss": loss,
     "twice": 2 * loss,
     "grad_norm": optax.global_norm(grads),
-    "learning_rate": 0.009,
+    "learning_rate": 0.01 * (1 + np.cos(np.pi / 10)) / 2,
   }
   assert metrics[1] == pytest.approx(jax.tree.map(float, expected), rel=1e-5)
   assert [int(state.step) for state in states] == [0, 1, 2]
@@ -96,10 +124,13 @@ def test_keys_belong_to_seed_step_and_index():
 
 def test_evaluation_sums_what_is_not_padding():
   """Means over the examples, whatever stands in the padding, with the averaged parameters."""
-  evaluate = jax.pmap(steps.make_eval_step(tiny.toy_loss, seed=0), axis_name=steps.AXIS)
-  optimizer = optax.sgd(0.1)
-  other = jax.tree.map(lambda x: x + 1, tiny.TOY_PARAMS)
-  state = create_train_state(other, optimizer).replace(ema_params=tiny.TOY_PARAMS)
+  config = tiny.toy_config()
+  evaluate = jax.pmap(
+    steps.make_eval_step(toy.stage(config), seed=0, num_train_steps=10), axis_name=steps.AXIS
+  )
+  other = {"toy": jax.tree.map(lambda x: x + 1, toy.PARAMS)}
+  state = create_train_state(other, Optimizers(config, other))
+  state = state.replace(ema_params={"toy": toy.PARAMS})
   batch = make_batch(4) | {"record": np.array([7, 8, 9, 7], np.int32)}
   batch["mask"] = np.array([1, 1, 1, 0], np.float32)
 
@@ -108,7 +139,7 @@ def test_evaluation_sums_what_is_not_padding():
     return {name: float(value[0]) for name, value in evaluate(state, batch).items()}
 
   keys = steps.example_keys(0, 0, batch["record"])
-  loss, _ = tiny.toy_loss(tiny.TOY_PARAMS, None, batch, keys, False)
+  loss = toy.loss({"toy": toy.PARAMS}, batch, context(keys, train=False)).value
   expected = {"loss": float(loss[:3].sum()), "twice": 2 * float(loss[:3].sum()), "count": 3.0}
   assert sums(state, batch) == pytest.approx(expected, rel=1e-5)
 
@@ -118,31 +149,46 @@ def test_evaluation_sums_what_is_not_padding():
   assert sums(state.replace(step=jnp.int32(5)), changed) == pytest.approx(expected, rel=1e-5)
 
 
-class Echo:
-  """Stands for the UNet: predicts the noise level, or the noisy image itself."""
-
-  def __init__(self, predict):
-    self.predict = predict
-    self.dropout_keys = "not called"
-
-  def apply(self, variables, x_noisy, noise_level, dropout_keys):
-    self.dropout_keys = dropout_keys
-    level = jnp.broadcast_to(noise_level[:, None, None, None], x_noisy.shape)
-    return (level if self.predict == "level" else x_noisy), {}
-
-
 def black(count):
-  batch = make_batch(count, size=4)
+  batch = make_batch(count, size=16)
   return batch | {"a": np.zeros_like(batch["a"]), "b": np.zeros_like(batch["b"])}
 
 
-def test_stage1_draws_steps_of_the_range_for_each_image():
+def denoising(first, last, monkeypatch, predict):
+  """Stage I's loss with a stand-in for the UNet: f(batch, keys, train), and what it was given.
+
+  Args:
+    first: the first step of the range.
+    last: the last one.
+    monkeypatch: pytest's.
+    predict: noisy images and their levels to what the stand-in predicts.
+  """
+  given = []
+
+  def apply(self, variables, x_noisy, noise_level, dropout_keys):
+    given.append(dropout_keys)
+    return predict(x_noisy, noise_level), {}
+
+  monkeypatch.setattr(UNet, "apply", apply)
+  config = tiny.config(1, schedule__num_timesteps=100, timestep_range=(first, last))
+  (update,) = METHOD.stages[1](config).updates
+
+  def loss(batch, keys, train=True):
+    return update.loss({"unet": {}}, batch, context(keys, train=train))
+
+  return loss, given
+
+
+def level_everywhere(x_noisy, noise_level):
+  return jnp.broadcast_to(noise_level[:, None, None, None], x_noisy.shape)
+
+
+def test_stage1_draws_steps_of_the_range_for_each_image(monkeypatch):
   """On black images the loss of predicting the noise level is its square."""
-  schedule = make_schedule("cosine", 100)
-  loss_fn = steps.make_stage1_loss(Echo("level"), schedule, (21, 60))
-  _, terms = loss_fn({}, None, black(2000), steps.example_keys(0, 0, np.arange(2000)), True)
+  loss, _ = denoising(21, 60, monkeypatch, level_everywhere)
+  terms = loss(black(2000), steps.example_keys(0, 0, np.arange(2000))).terms
   a, b = np.sqrt(terms["mse_a"]), np.sqrt(terms["mse_b"])
-  g = np.asarray(schedule.noise_levels)
+  g = np.asarray(make_schedule("cosine", 100).noise_levels)
   for levels in (a, b):
     # A level in G[t]..G[t - 1] belongs to step t; the 40 steps are hit 50 times each, +- 7.
     drawn = np.searchsorted(-g, -levels, side="left")
@@ -153,25 +199,23 @@ def test_stage1_draws_steps_of_the_range_for_each_image():
   assert abs(np.corrcoef(a, b)[0, 1]) < 0.1  # each image its own
 
 
-def test_stage1_noise_is_the_images_own():
+def test_stage1_noise_is_the_images_own(monkeypatch):
   """With no signal the noisy image is noise of a known variance, other for A and for B."""
-  schedule = make_schedule("cosine", 100)
-  loss_fn = steps.make_stage1_loss(Echo("noisy"), schedule, (100, 100))
-  loss, terms = loss_fn({}, None, black(500), steps.example_keys(0, 0, np.arange(500)), True)
-  np.testing.assert_allclose(terms["mse_a"].mean(), 1, atol=0.06)  # of 8,000 values: 0.016
+  loss, _ = denoising(100, 100, monkeypatch, lambda x_noisy, noise_level: x_noisy)
+  value, terms, _ = loss(black(500), steps.example_keys(0, 0, np.arange(500)))
+  np.testing.assert_allclose(terms["mse_a"].mean(), 1, atol=0.06)  # of 128,000 values: 0.004
   np.testing.assert_allclose(terms["mse_b"].mean(), 1, atol=0.06)
   assert abs(np.corrcoef(terms["mse_a"], terms["mse_b"])[0, 1]) < 0.2
-  np.testing.assert_allclose(loss, (terms["mse_a"] + terms["mse_b"]) / 2, rtol=1e-6)
+  np.testing.assert_allclose(value, (terms["mse_a"] + terms["mse_b"]) / 2, rtol=1e-6)
 
 
-def test_dropout_is_for_training():
-  unet = Echo("noisy")
-  loss_fn = steps.make_stage1_loss(unet, make_schedule("cosine", 100), (1, 100))
+def test_dropout_is_for_training(monkeypatch):
+  loss, given = denoising(1, 100, monkeypatch, level_everywhere)
   keys = steps.example_keys(0, 0, np.arange(3))
-  loss_fn({}, None, black(3), keys, False)
-  assert unet.dropout_keys is None
-  loss_fn({}, None, black(3), keys, True)
-  data = np.asarray(jax.random.key_data(unet.dropout_keys))
+  loss(black(3), keys, train=False)
+  assert given == [None]
+  loss(black(3), keys)
+  data = np.asarray(jax.random.key_data(given[1]))
   assert len(np.unique(data, axis=0)) == 6  # one for each image
 
 
@@ -181,13 +225,12 @@ def losses():
   stage1, stage2 = tiny.config(1), tiny.stage2_config()
   params, _ = tiny.model()
   jitted = {}
-  for config, trained in ((stage1, params["unet"]), (stage2, params["fusion_head"])):
-    loss_fn = stages.make_loss(config)
-    frozen = params["unet"] if config.stage == 2 else None
+  for config in (stage1, stage2):
+    (update,) = METHOD.stages[config.stage](config).updates
 
     @jax.jit
-    def loss(batch, keys, loss_fn=loss_fn, trained=trained, frozen=frozen):
-      return loss_fn(trained, frozen, batch, keys, True)[0]
+    def loss(batch, keys, update=update):
+      return update.loss(params, batch, context(keys)).value
 
     jitted[config.stage] = loss
   return types.MappingProxyType(jitted)
@@ -230,14 +273,14 @@ def first_steps():
   def first_step(stage, dtype):
     config = configs[stage].copy_and_resolve_references()
     config.compute_dtype = dtype
-    schedule = optax.constant_schedule(1e-3)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    step = steps.make_train_step(stages.make_loss(config), optimizer, schedule, seed=0)
-    state = create_train_state(
-      params[stage], optimizer, frozen_params=params[1] if stage == 2 else None
-    )
+    frozen = {"unet": params[1]} if stage == 2 else {}
+    run = tiny.run_setup(config, frozen)
+    (network,) = setup.trained_networks(run.stage)
+    optimizers = Optimizers(config, [network])
+    state = create_train_state({network: params[stage]}, optimizers, frozen=frozen)
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
-    return jax.pmap(step, axis_name=steps.AXIS)(state, batch)
+    with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's own attention relies on it
+      return setup.pmap_train_step(run)(state, batch)
 
   return first_step
 
@@ -265,12 +308,12 @@ def test_bfloat16_computes_nearly_the_same(first_steps, stage):
 def test_remat_computes_activations_again_in_the_backward_pass():
   for remat in (False, True):
     config = tiny.config(1, remat=remat)
-    loss_fn = stages.make_loss(config)
-    params = jax.eval_shape(lambda config=config: stages.init_params(config))
+    stage = tiny.run_setup(config).stage
+    params = jax.eval_shape(stage.init, gaussian.make_key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
 
-    def loss(params, batch, keys, loss_fn=loss_fn):
-      return jnp.mean(loss_fn(params, None, batch, keys, True)[0])
+    def loss(params, batch, keys, stage=stage):
+      return jnp.mean(stage.updates[0].loss(params, batch, context(keys)).value)
 
     program = str(jax.make_jaxpr(jax.grad(loss))(params, make_batch(2), keys))
     assert ("remat" in program or "checkpoint" in program) == remat
@@ -278,19 +321,7 @@ def test_remat_computes_activations_again_in_the_backward_pass():
 
 def test_a_skipped_step_changes_nothing_but_its_number():
   """Parameters, moments and moving average: bit for bit as before it."""
-  optimizer = optax.adam(0.1)
-  step = jax.pmap(
-    steps.make_train_step(
-      tiny.toy_loss,
-      optimizer,
-      optax.constant_schedule(0.1),
-      seed=0,
-      ema_decay=0.9,
-      skip_nonfinite=True,
-    ),
-    axis_name=steps.AXIS,
-  )
-  state = create_train_state(tiny.TOY_PARAMS, optimizer, ema=True)
+  step, state = toy_step(tiny.toy_config(ema_decay=0.9), skip_nonfinite=True)
   state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
   batch = jax.tree.map(lambda x: x[None], make_batch(4))
   before, _ = step(state, batch)

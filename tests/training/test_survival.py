@@ -15,22 +15,16 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
-from test_loop import put_toy, read_metrics, spoil_batch, without_times
+from test_loop import read_metrics, spoil_batch, without_times
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.training.checkpoint import load_trained
 from dmfnet_jax.training.loop import train_and_evaluate
 from dmfnet_jax.training.metric_writer import MetricWriter
+from dmfnet_jax.weights.workdir import load_trained
 
 TESTS = Path(__file__).resolve().parents[1]
 KILLS = 20
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-  """A model of three numbers in the place of the networks."""
-  put_toy(monkeypatch)
 
 
 def run_script(name, job, *arguments, **options):
@@ -86,7 +80,7 @@ def test_sigterm_saves_and_ends_well(data_dir, tmp_path, num_workers):
   assert read_metrics(workdir)[-1]["step"] == step
   # Never evaluated, it is still a model; and the run goes on to what it would have been.
   load_trained(epath.Path(workdir))
-  config = tiny.config(1, data_dir, **changes | {"num_train_steps": step + 2})
+  config = tiny.toy_config(data_dir, **changes | {"num_train_steps": step + 2})
   tiny.assert_same(train_and_evaluate(config, workdir), train_and_evaluate(config, tmp_path / "b"))
 
 
@@ -94,10 +88,8 @@ def test_sigterm_saves_and_ends_well(data_dir, tmp_path, num_workers):
 def two_checkpoints(data_dir, tmp_path_factory):
   """A workdir with checkpoints of steps 2 and 4, and the state after step 6."""
   workdir = tmp_path_factory.mktemp("two_checkpoints")
-  with pytest.MonkeyPatch.context() as patch:
-    put_toy(patch)
-    train_and_evaluate(tiny.config(1, data_dir), workdir / "run")
-    state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir / "straight")
+  train_and_evaluate(tiny.toy_config(data_dir), workdir / "run")
+  state = train_and_evaluate(tiny.toy_config(data_dir, num_train_steps=6), workdir / "straight")
   return workdir / "run", state
 
 
@@ -128,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
       os.truncate(file, file.stat().st_size // 2)
     else:
       file.unlink()
-  state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir)
+  state = train_and_evaluate(tiny.toy_config(data_dir, num_train_steps=6), workdir)
   error = capsys.readouterr().err
   assert f"warning: cannot read the checkpoint {newest} (" in error
   assert "resuming" in error
@@ -148,7 +140,7 @@ def test_damaged_metrics_cost_no_checkpoint(two_checkpoints, data_dir, tmp_path,
   file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
   os.truncate(file, file.stat().st_size // 2)
   load_trained(epath.Path(workdir))
-  state = train_and_evaluate(tiny.config(1, data_dir, num_train_steps=6), workdir)
+  state = train_and_evaluate(tiny.toy_config(data_dir, num_train_steps=6), workdir)
   error = capsys.readouterr().err
   assert f"cannot read the metrics of the checkpoint {workdir / 'checkpoints' / str(step)}" in error
   assert "resuming" in error
@@ -181,7 +173,7 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(two_checkpoints, data_d
   shutil.copytree(run, workdir)
   for step in ("2", "4"):
     (workdir / "checkpoints" / step / "state").rename(tmp_path / step)
-  config = tiny.config(1, data_dir, num_train_steps=6)
+  config = tiny.toy_config(data_dir, num_train_steps=6)
   with pytest.raises(UserError, match=r"none of the checkpoints in .* move this folder away"):
     train_and_evaluate(config, workdir)
   assert not (workdir / "damaged_checkpoints").exists()
@@ -215,7 +207,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint(data_dir, tmp_path)
   after = {p: p.read_bytes() for p in (workdir / "checkpoints" / "2").rglob("*") if p.is_file()}
   assert after == before
 
-  config = tiny.config(1, data_dir, num_train_steps=8)
+  config = tiny.toy_config(data_dir, num_train_steps=8)
   tiny.assert_same(
     train_and_evaluate(config, workdir), train_and_evaluate(config, tmp_path / "straight")
   )
@@ -226,13 +218,13 @@ def test_an_unwritable_workdir_is_named(data_dir, tmp_path, place):
   (tmp_path / "file").touch()
   workdir = place.format(tmp=tmp_path)
   with pytest.raises(UserError, match=f"{workdir}: cannot make this folder"):
-    train_and_evaluate(tiny.config(1, data_dir), workdir)
+    train_and_evaluate(tiny.toy_config(data_dir), workdir)
 
 
 def test_a_file_that_cannot_be_written_is_named(data_dir, tmp_path):
   (tmp_path / "parameters.txt" / "in_the_way").mkdir(parents=True)
   with pytest.raises(UserError, match=r"parameters\.txt: cannot write: "):
-    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+    train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
 
 
 def test_an_error_of_the_disk_spares_the_checkpoint_under_way(data_dir, tmp_path, monkeypatch):
@@ -246,7 +238,7 @@ def test_an_error_of_the_disk_spares_the_checkpoint_under_way(data_dir, tmp_path
   with pytest.raises(
     UserError, match=r"No space left .*; the checkpoints written before are intact"
   ):
-    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+    train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
@@ -267,7 +259,7 @@ def test_a_save_that_failed_is_noticed_at_the_next_line(data_dir, tmp_path, monk
     check(self)
 
   monkeypatch.setattr(Checkpointer, "check", counted)
-  config = tiny.config(1, data_dir, num_train_steps=500, checkpoint_every_steps=2)
+  config = tiny.toy_config(data_dir, num_train_steps=500, checkpoint_every_steps=2)
   with pytest.raises(UserError, match=r"cannot write a checkpoint to .*No space left on device"):
     train_and_evaluate(config, tmp_path)
   assert len(asked) <= 3
@@ -280,7 +272,7 @@ def _no_room(*args, **kwargs):
 def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
   records = spoil_batch(monkeypatch, 2)
   with pytest.raises(UserError, match=r"step 3: the loss is nan"):
-    train_and_evaluate(tiny.config(1, data_dir), tmp_path)
+    train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
   (line,) = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
   entry = json.loads(line)
   assert (entry["step"], entry["loss"], entry["records"]) == (3, "nan", records)
@@ -291,7 +283,7 @@ def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
 
 def test_a_skipped_step_leaves_the_state_alone(data_dir, tmp_path, monkeypatch, capsys):
   """The run goes on as if the step had not been, but for its number."""
-  config = tiny.config(1, data_dir, on_nonfinite="skip", log_every_steps=2, num_train_steps=6)
+  config = tiny.toy_config(data_dir, on_nonfinite="skip", log_every_steps=2, num_train_steps=6)
   spoil_batch(monkeypatch, 2)
   state = train_and_evaluate(config, tmp_path)
   assert int(state.step) == 6

@@ -27,16 +27,8 @@ import numpy as np  # noqa: E402
 import orbax.checkpoint as ocp  # noqa: E402
 import tiny  # noqa: E402
 
-from dmfnet_jax.training import distributed, pictures, stages  # noqa: E402
+from dmfnet_jax.training import distributed  # noqa: E402
 from dmfnet_jax.training.loop import train_and_evaluate  # noqa: E402
-
-
-def put_toy() -> None:
-  """Puts a model of three numbers in the place of the networks."""
-  picture = np.zeros((4, 4, 3), np.uint8)
-  stages.make_loss = lambda config: tiny.toy_loss
-  stages.init_params = lambda config: tiny.TOY_PARAMS
-  pictures.make_sampler = lambda config: lambda *args: picture
 
 
 def hide_checkpoint(step: int) -> None:
@@ -53,11 +45,12 @@ def hide_checkpoint(step: int) -> None:
 
 def run(job: dict) -> None:
   """Trains, and writes the parameters where the job says."""
-  if job.get("toy"):
-    put_toy()
   if "blind_to" in job:
     hide_checkpoint(job["blind_to"])
-  config = tiny.config(job.get("stage", 1), job["data_dir"], **job.get("changes", {}))
+  if job.get("toy"):
+    config = tiny.toy_config(job["data_dir"], **job.get("changes", {}))
+  else:
+    config = tiny.config(job.get("stage", 1), job["data_dir"], **job.get("changes", {}))
   with distributed.joined():
     state = train_and_evaluate(config, job["workdir"])
     print(

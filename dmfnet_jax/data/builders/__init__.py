@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_jax.data.color import to_grey
-from dmfnet_jax.data.images import list_images, read_image
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.color import to_grey
+from dmfnet_jax.io.pictures import list_images, read_image
 
 _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
 

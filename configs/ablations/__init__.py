@@ -1,1 +1,0 @@
-"""Recipes that change one part of `small_*`."""

@@ -1,0 +1,50 @@
+"""What the recipes share: arguments of a config file, and a recipe to begin with.
+
+A config file takes arguments behind a colon, as big_vision's do:
+`--config configs/dmfnet.py:stage=2,size=small`.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from dmfnet_jax import methods
+from dmfnet_jax.training.defaults import run_defaults
+
+
+def parse_arguments(text: str | None, **known: tuple[Any, ...]) -> ml_collections.ConfigDict:
+  """Parses "stage=2,size=small".
+
+  Args:
+    text: what stands behind the colon; None or empty for none.
+    **known: each argument's values, the default first.
+
+  Raises:
+    ValueError: an unknown argument or value; the message lists those that there are.
+  """
+  arguments = {name: values[0] for name, values in known.items()}
+  for word in filter(None, (text or "").split(",")):
+    name, _, value = (part.strip() for part in word.partition("="))
+    if name not in known:
+      raise ValueError(f"no argument {name!r}; there are {', '.join(known)}")
+    chosen = [v for v in known[name] if str(v) == value]
+    if not chosen:
+      raise ValueError(f"{name} is one of {', '.join(map(str, known[name]))}, not {value!r}")
+    arguments[name] = chosen[0]
+  return ml_collections.ConfigDict(arguments)
+
+
+def recipe(method: str, stage: int, **changes: Any) -> ml_collections.ConfigDict:
+  """The defaults of the trunk and of a method's stage, locked.
+
+  Args:
+    method: its name.
+    stage: the stage's number.
+    **changes: the recipe's own values; a dict changes fields of a section.
+  """
+  config = ml_collections.ConfigDict(
+    {"method": method, "stage": stage} | run_defaults() | methods.get(method).defaults(stage)
+  )
+  config.lock()
+  config.update(changes)
+  return config

@@ -1,0 +1,20 @@
+"""Prepare a dataset for training."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the steps, of which there is one, and its arguments."""
+  steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
+  about = "Read a dataset's files once and write it in the form that training reads."
+  prepare = steps.add_parser("prepare", help=about, description=about, allow_abbrev=False)
+  prepare.add_argument("name", metavar="NAME", help="the dataset, such as mni_pairs")
+  prepare.add_argument("--data-dir", metavar="DIR", required=True, help="where to write it")
+  prepare.add_argument("--manual-dir", metavar="DIR", help="where its files lie, if on disk")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Prepares a dataset."""
+  from dmfnet_jax.data.builders import prepare
+
+  prepare(args.name, args.data_dir, args.manual_dir)

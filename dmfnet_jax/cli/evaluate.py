@@ -1,0 +1,21 @@
+"""Compute the twelve fusion metrics of fused pictures."""
+
+import argparse
+
+from dmfnet_jax.cli.arguments import start_jax
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the arguments."""
+  parser.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures")
+  parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures")
+  parser.add_argument("--fused", metavar="DIR", required=True, help="the fused pictures")
+  parser.add_argument("--json", metavar="FILE", help="also write the metrics of every pair here")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Evaluates; returns the exit code."""
+  start_jax(args)
+  from dmfnet_jax.fusing.evaluate import evaluate_folders
+
+  return evaluate_folders(args.a, args.b, args.fused, json_file=args.json)

@@ -1,0 +1,48 @@
+"""Write a model as one program for CPU, GPU and TPU that needs only JAX to run."""
+
+import argparse
+import re
+
+from dmfnet_jax.cli.arguments import add_plugin, start_jax, whole
+from dmfnet_jax.cli.fuse import add_option
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the arguments; `export_model` says what each does."""
+  parser.add_argument(
+    "model", metavar="MODEL", help="a released model, a .safetensors file or a training workdir"
+  )
+  parser.add_argument("-o", "--out", metavar="FILE", required=True, help="to write")
+  parser.add_argument(
+    "--size",
+    metavar="N|HxW",
+    type=_size,
+    default=(256, 256),
+    help="of the pictures: a side, or height x width; any (256)",
+  )
+  parser.add_argument(
+    "--batch",
+    metavar="N",
+    type=whole(1),
+    default=1,
+    help="pairs that go through the networks at a time; the program takes any multiple of it "
+    "(%(default)s)",
+  )
+  add_option(parser, "precision")
+  add_plugin(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Exports."""
+  start_jax(args)
+  from dmfnet_jax.inference.export import export_model
+
+  export_model(args.model, args.out, size=args.size, batch=args.batch, precision=args.precision)
+
+
+def _size(text: str) -> tuple[int, int]:
+  """Parses a side, or height x width."""
+  sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+  if not sides or 0 in (height_width := (int(sides[1]), int(sides[2] or sides[1]))):
+    raise argparse.ArgumentTypeError(f"{text!r} is no size: use 256, or 240x320 (height x width)")
+  return height_width

@@ -1,0 +1,66 @@
+"""Fuse two files or series, or all pairs of two folders."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dmfnet_jax.cli.arguments import add_plugin, start_jax, whole
+from dmfnet_jax.fusing.options import FIELDS, FuseOptions, flag
+
+_NEGATIVE = re.compile(r"-\.?\d")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the arguments: the paths, and the fields of `FuseOptions`."""
+  parser.add_argument(
+    "a", metavar="A", help="MRI: a picture, a NIfTI or DICOM file, a series, or a folder of pairs"
+  )
+  parser.add_argument(
+    "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
+  )
+  parser.add_argument(
+    "-o",
+    "--out",
+    metavar="OUT",
+    required=True,
+    help="a file, or a folder for one STEM.png or STEM.nii.gz per pair, or for a DICOM series",
+  )
+  groups: dict[str, Any] = {"": parser}
+  for name, field in FIELDS.items():
+    group = field.metadata["group"]
+    if group not in groups:
+      groups[group] = parser.add_argument_group(group)
+    add_option(groups[group], name)
+  add_plugin(parser)
+
+
+def add_option(parser: Any, name: str) -> None:
+  """Declares a field of `FuseOptions`."""
+  field = FIELDS[name]
+  parsed = dict(field.metadata["parsed"])
+  if "bounds" in parsed:
+    parsed["type"] = whole(*parsed.pop("bounds"))
+  if field.default is False:
+    parsed["action"] = "store_true"
+  parser.add_argument(f"--{flag(name)}", default=field.default, **parsed)
+
+
+def join_windows(words: Sequence[str]) -> list[str]:
+  """Writes `--window-a -160,240` as one word: argparse would take the value for an option."""
+  joined: list[str] = []
+  for word in words:
+    if joined and joined[-1] in ("--window-a", "--window-b") and _NEGATIVE.match(word):
+      joined[-1] += f"={word}"
+    else:
+      joined.append(word)
+  return joined
+
+
+def run(args: argparse.Namespace) -> int:
+  """Fuses; returns the exit code."""
+  start_jax(args)
+  from dmfnet_jax.fusing.files import fuse_files
+
+  options = FuseOptions(**{name: getattr(args, name) for name in FIELDS})
+  return fuse_files(args.a, args.b, args.out, options)

@@ -1,0 +1,1 @@
+"""The fuse and evaluate commands: what belongs together, streaming, resuming."""

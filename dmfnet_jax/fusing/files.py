@@ -1,0 +1,178 @@
+"""Fuses files: two, or two folders of any length, of pictures and volumes.
+
+Pictures are read in threads ahead of the model and written in threads behind it, so that decoding
+and encoding overlap with the arithmetic. Volumes go through `volumes.py`, one after the other. A
+pair that fails is named with its reason and the others go on.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dmfnet_jax.errors import UserError, why_failed
+from dmfnet_jax.fusing import stream
+from dmfnet_jax.fusing.match import Pair, match_pairs
+from dmfnet_jax.fusing.options import FIELDS, VOLUMES, FuseOptions, flag
+from dmfnet_jax.fusing.pictures import LoadedPair, load_pair, write_pair
+from dmfnet_jax.fusing.resume import compare_or_leave_record, unfinished, which_process
+from dmfnet_jax.io import paths, pictures
+from dmfnet_jax.messages import first_of, say
+
+
+def fuse_files(
+  a: paths.PathLike, b: paths.PathLike, out: paths.PathLike, options: FuseOptions
+) -> int:
+  """Fuses two files or series, or all pairs of two folders matched by file stem.
+
+  The fused picture of a pair depends on the model, the two pictures, the seed and the stem (of A's
+  file), not on the other pairs nor on the batch size, save that XLA's rounding, which may differ
+  between batch sizes, moves a few pixels in a million by one grey level. It is grey where B is grey
+  and carries B's colour where B is coloured; of a coloured A the luma is taken. With windows or a
+  colour map, and for volumes always, what the result depends on goes to `STEM.json` beside it.
+
+  Args:
+    a: a file, a folder with the DICOM files of a series, or a folder of pictures and volumes.
+    b: the same kind.
+    out: for two pictures a file (by its suffix), or else a folder, which then gets `STEM.png`. For
+      two volumes a NIfTI file (`.nii.gz`, `.nii`), or else a folder: where A is NIfTI it gets
+      `STEM.nii.gz`, where A is DICOM the files of a new series. For two folders a folder, which
+      gets one `STEM.png`, `STEM.nii.gz` or series folder STEM per pair. Folders are made where
+      needed and older results replaced.
+    options: how; its fields say what each does.
+
+  Returns:
+    0, or 1 where some pairs failed.
+
+  Raises:
+    UserError: nothing can be done: no such path, no pairs, an unknown model or one that does not
+      fuse pairs of pictures, a result that would replace a source, results of other options where
+      those are to be kept. Nothing has been written then.
+  """
+  _ = options.windows, options.table  # a mistyped one is noticed here
+  index, count = which_process(options.shard)
+  pairs, alone = match_pairs(a, b, out, with_std=options.samples is not None)
+  if alone and options.strict:
+    raise UserError(
+      f"without a partner: {first_of(alone)}: complete the pairs or leave out --strict"
+    )
+  for path in alone:
+    say(f"warning: no partner for {path}")
+  if not pairs:
+    raise UserError(f"no file in {a} has a partner of the same stem in {b}")
+  folder = pairs[0].out.parent
+  if options.resume and folder != paths.as_path(out):
+    raise UserError(f"{out}: --resume needs a folder as the output")
+  _check_options(pairs, options)
+  if count > 1:
+    mine = pairs[index::count]
+    say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
+    pairs = mine
+
+  from dmfnet_jax.inference.model import load_model  # it takes its time: not for a mistyped path
+
+  model = load_model(options.model, compute_dtype=options.precision)
+  _check_model(model.method, options)
+  paths.make_folder(folder)
+  total, model_sha256 = len(pairs), model.fingerprint()
+  if folder == paths.as_path(out):
+    there = compare_or_leave_record(folder, options, model_sha256)
+    pairs = unfinished(pairs, there) if options.resume else pairs
+  of_pictures = {pair.stem: pair for pair in pairs if not pair.is_volume}
+  failed = _fuse_pictures(model, of_pictures, options, model_sha256)
+  volumes = [pair for pair in pairs if pair.is_volume]
+  if volumes:
+    from dmfnet_jax.fusing.volumes import fuse_volumes  # its libraries take half a second
+
+    failed += fuse_volumes(model, volumes, options, model_sha256)
+  kept = total - len(pairs)
+  earlier = f", {kept} of them earlier" if kept else ""
+  say(f"{total - failed} of {total} pairs fused into {out}{earlier}")
+  return 1 if failed else 0
+
+
+def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
+  """Says which options have no effect; refuses a file where several montages are to be written."""
+  count = sum(pair.is_volume for pair in pairs)
+  set_for_volumes = [
+    f"--{flag(name)}"
+    for name, field in FIELDS.items()
+    if field.metadata["group"] == VOLUMES and getattr(options, name) != field.default
+  ]
+  if set_for_volumes and not count:
+    say(f"warning: {', '.join(set_for_volumes)}: for volumes alone, no effect here")
+  is_file = paths.as_path(options.montage or "").suffix.lower() in pictures.IMAGE_SUFFIXES
+  if count > 1 and is_file:
+    raise UserError(
+      f"{options.montage}: several volumes need a folder for their montages, not a file"
+    )
+
+
+def _check_model(method: Any, options: FuseOptions) -> None:
+  """Refuses a model that does not do what is asked for, before it fails for every pair."""
+  if len(method.sources) != 2 or method.space != 2:
+    takes = ", ".join(field.name for field in method.sources)
+    raise UserError(f"{options.model} does not fuse two pictures: it takes {takes}")
+  if options.samples is not None and not method.is_random:
+    raise UserError(f"{options.model} draws no noise: leave out --samples")
+
+
+def _fuse_pictures(
+  model: Any, pairs: Mapping[str, Pair], options: FuseOptions, model_sha256: str
+) -> int:
+  """Fuses pairs of pictures, by their stems; returns how many failed."""
+  if not pairs:
+    return 0
+
+  def load(pair: Pair) -> LoadedPair:
+    return load_pair(pair, options, model_sha256)
+
+  def size(loaded: LoadedPair) -> tuple[int, int]:
+    return model.padded_size(*loaded.a.shape)
+
+  def limit(padded_size: tuple[int, int]) -> int:
+    return model.batch_size(padded_size, options.batch_size)
+
+  def finish_writing(leave: int) -> None:
+    """Waits until no more than so many results wait to be written."""
+    while len(writing) > leave:
+      stem, job = writing.popleft()
+      try:
+        job.result()
+        progress.done()
+      except (UserError, MemoryError) as error:
+        progress.fail(stem, why_failed(error, "the results"))
+
+  told: set[str] = set()
+  writing: collections.deque[tuple[str, Any]] = collections.deque()
+  with stream.Progress(len(pairs)) as progress, stream.threads() as pool:
+    batches = stream.read_in_batches(pool, pairs, load, key=size, limit=limit, failed=progress.fail)
+    for batch in batches:
+      for loaded in batch.values():
+        for key, remark in loaded.remarks.items():
+          if key not in told:
+            say(remark)
+            told.add(key)
+      try:
+        fused, deviations = _fuse_batch(model, batch, options)
+      except (UserError, MemoryError) as error:
+        for stem in batch:
+          progress.fail(stem, why_failed(error, "the pictures"))
+        continue
+      for loaded, picture, deviation in zip(batch.values(), fused, deviations, strict=True):
+        job = pool.submit(write_pair, loaded, picture, deviation, options.samples)
+        writing.append((loaded.pair.stem, job))
+      finish_writing(2 * len(batch))
+    finish_writing(0)
+  return len(progress.failures)
+
+
+def _fuse_batch(
+  model: Any, batch: Mapping[str, LoadedPair], options: FuseOptions
+) -> tuple[Sequence[Any], Sequence[Any]]:
+  """Returns the fused pictures and their deviations; None each without samples."""
+  sources = [loaded.a for loaded in batch.values()], [loaded.b for loaded in batch.values()]
+  asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
+  asked["names"] = list(batch)
+  if options.samples is None:
+    return model.fuse(*sources, **asked), [None] * len(batch)
+  return model.fuse(*sources, **asked, samples=options.samples)

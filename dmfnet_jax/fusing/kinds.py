@@ -1,0 +1,122 @@
+"""What lies at a path, told by names where possible: pictures, NIfTI volumes, DICOM series."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths, pictures
+
+# `DICOM` is also in io/volumes.py, which loads nibabel.
+PICTURE, NIFTI, DICOM, FOLDER = "picture", "NIfTI volume", "DICOM series", "folder"
+
+_NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# As in io/dicom/headers.py, which loads pydicom.
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def kind_of(path: Any, files: list[Any] | None = None) -> str:
+  """Says what a path is; it exists.
+
+  Args:
+    path: a file or a folder.
+    files: of a folder what `paths.list_files` says of it, where that is known.
+
+  Returns:
+    `PICTURE`, `NIFTI` or `DICOM` for a file (a picture where nothing says otherwise), `DICOM` for a
+    folder of a series, that is one with DICOM files and neither pictures nor NIfTI files, and
+    `FOLDER` for any other.
+  """
+  if path.is_dir():
+    files = paths.list_files(path) if files is None else files
+    if any(_kind_by_name(file) in (PICTURE, NIFTI) for file in files) or not files:
+      return FOLDER
+    return DICOM if _looks_like_dicom(path) else FOLDER
+  by_name = _kind_by_name(path)
+  if by_name is None:
+    return DICOM if _looks_like_dicom(path) else PICTURE
+  return by_name
+
+
+def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
+  """Lists the pictures and volumes of a folder: files by their suffix, and subfolders of a series.
+
+  What fusing writes beside STEM is left out: deviations, and of volumes the coloured one.
+
+  Args:
+    folder: the folder.
+    files: what `paths.list_files` says of it.
+
+  Returns:
+    stem -> (kind, path), pictures first, in the order of the stems.
+
+  Raises:
+    UserError: the folder cannot be read, or two of them have the same stem.
+  """
+  entries = [(_kind_by_name(path), path) for path in files]
+  entries += [(DICOM, path) for path in _folders(folder) if _is_series(path)]
+  found: dict[str, list[tuple[str, Any]]] = {}
+  for kind, path in entries:
+    if kind is not None:
+      found.setdefault(stem_of(kind, path), []).append((kind, path))
+  for stem, ((kind, _), *_) in list(found.items()):
+    for ending in ("_std",) if kind == PICTURE else ("_std", "_rgb"):
+      if stem.endswith(ending) and stem.removesuffix(ending) in found:
+        found.pop(stem, None)
+  for same in found.values():
+    if len(same) > 1:
+      first, second = sorted(path.name for _, path in same)[:2]
+      raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
+  listed = {stem: source for stem, (source,) in found.items()}
+  return dict(sorted(listed.items(), key=lambda item: (item[1][0] != PICTURE, item[0])))
+
+
+def stem_of(kind: str, path: Any) -> str:
+  """The name of what lies at a path, and of its pair: a file's without suffix, a folder's name."""
+  name = path.name
+  if kind == PICTURE:
+    return paths.file_stem(path)
+  if kind == NIFTI:
+    name = name[: -len(".nii.gz" if name.lower().endswith(".gz") else ".nii")]
+  elif path.is_dir():
+    name = name if name not in ("", "..") else path.resolve().name
+  elif path.suffix.lower() in _DICOM_SUFFIXES:
+    return paths.file_stem(path)
+  # Other DICOM files are named with dots, as 1.2.840.113619, and without a suffix.
+  return paths.compose(name)
+
+
+def is_nifti_name(path: Any) -> bool:
+  """Whether a path ends as NIfTI files do."""
+  return path.name.lower().endswith(_NIFTI_SUFFIXES)
+
+
+def _is_series(folder: Any) -> bool:
+  try:
+    return kind_of(folder) == DICOM
+  except UserError:  # it cannot be read: none of ours
+    return False
+
+
+def _kind_by_name(path: Any) -> str | None:
+  if is_nifti_name(path):
+    return NIFTI
+  suffix = path.suffix.lower()
+  if suffix in pictures.IMAGE_SUFFIXES:
+    return PICTURE
+  return DICOM if suffix in _DICOM_SUFFIXES else None
+
+
+def _looks_like_dicom(path: Any) -> bool:
+  from dmfnet_jax.io.dicom.headers import looks_like_dicom
+
+  return looks_like_dicom(path)
+
+
+def _folders(folder: Any) -> list[Any]:
+  """The subfolders of a local folder that are not hidden; a remote one is not searched."""
+  if paths.is_remote(folder):
+    return []
+  with os.scandir(folder) as entries:  # it knows what is a folder without asking for each file
+    names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+  return [folder / name for name in names]

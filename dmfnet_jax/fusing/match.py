@@ -1,0 +1,151 @@
+"""Which sources belong together and where the fused ones go: by names, none is decoded."""
+
+import dataclasses
+import mimetypes
+import os
+from typing import Any
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing import kinds
+from dmfnet_jax.fusing.kinds import DICOM, FOLDER, NIFTI, PICTURE
+from dmfnet_jax.io import paths, pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """One pair of sources and where its result goes: a file, or for a DICOM result a folder."""
+
+  stem: str  # also the name that its noise is drawn from
+  a: Any
+  b: Any
+  out: Any
+  kind_a: str = PICTURE
+  kind_b: str = PICTURE
+
+  @property
+  def is_volume(self) -> bool:
+    """Whether A and B are volumes; otherwise both are pictures."""
+    return self.kind_a != PICTURE
+
+  @property
+  def out_kind(self) -> str:
+    """What the result is, which follows from its name."""
+    if kinds.is_nifti_name(self.out):
+      return NIFTI
+    return PICTURE if self.out.suffix.lower() in pictures.IMAGE_SUFFIXES else DICOM
+
+  @property
+  def out_std(self) -> Any:
+    """Where the standard deviation over the noise draws goes."""
+    return self.beside("_std.nii.gz" if self.is_volume else "_std.tiff")
+
+  @property
+  def out_record(self) -> Any:
+    """Where it is written what the result depends on."""
+    return self.beside(".json")
+
+  def beside(self, ending: str) -> Any:
+    """A path beside the result: its name without the suffix, and the ending."""
+    kind = self.out_kind
+    name = self.out.name if kind == DICOM else kinds.stem_of(kind, self.out)
+    return self.out.with_name(name + ending)
+
+
+def match_pairs(
+  a: paths.PathLike, b: paths.PathLike, out: paths.PathLike, *, with_std: bool = False
+) -> tuple[list[Pair], list[str]]:
+  """Finds the pairs and where their results go, without decoding a file.
+
+  Args:
+    a: a file or a folder.
+    b: the same kind.
+    out: see `files.fuse_files`.
+    with_std: whether the deviation will be written, too.
+
+  Returns:
+    The pairs in the order of their stems, pictures first, and the files of either folder that have
+    no partner.
+
+  Raises:
+    UserError: a path does not exist or does not fit the others.
+  """
+  path_a, path_b, path_out = paths.as_path(a), paths.as_path(b), paths.as_path(out)
+  for path in (path_a, path_b):
+    if not path.exists():
+      raise UserError(f"{path}: no such file or folder")
+  files_a, files_b = (
+    paths.list_files(path) if path.is_dir() else None for path in (path_a, path_b)
+  )
+  kind_a, kind_b = kinds.kind_of(path_a, files_a), kinds.kind_of(path_b, files_b)
+  if FOLDER in (kind_a, kind_b):
+    if kind_a != kind_b:
+      raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
+    return _match_folders({path_a: files_a or [], path_b: files_b or []}, path_out)
+  if (kind_a == PICTURE) != (kind_b == PICTURE):
+    raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
+
+  path_out = _out_of_one(path_a, kind_a, path_out)
+  pair = Pair(kinds.stem_of(kind_a, path_a), path_a, path_b, path_out, kind_a, kind_b)
+  for target in (pair.out, pair.out_std, pair.beside("_std.png")) if with_std else (pair.out,):
+    _check_target(pair, target)
+  return [pair], []
+
+
+def _match_folders(folders: dict[Any, list[Any]], out: Any) -> tuple[list[Pair], list[str]]:
+  """Matches the files of two folders; of one with itself where both are the same."""
+  if out.is_file() or (_names_a_file(out) and not out.is_dir()):
+    raise UserError(f"{out}: two folders need a folder as the output, not a file")
+  if any(_same(out, folder) for folder in folders):
+    raise UserError(f"{out}: the output folder is a source folder: choose another")
+  found = [kinds.list_sources(folder, files) for folder, files in folders.items()]
+  in_a, in_b = found[0], found[-1]
+  pairs = []
+  for stem, (kind_a, file_a) in in_a.items():
+    kind_b, file_b = in_b.get(stem, ("", None))
+    if kind_b and (kind_a == PICTURE) == (kind_b == PICTURE):
+      suffix = {PICTURE: ".png", NIFTI: ".nii.gz", DICOM: ""}[kind_a]
+      pairs.append(Pair(stem, file_a, file_b, out / f"{stem}{suffix}", kind_a, kind_b))
+  paired = {pair.stem for pair in pairs}
+  alone = [path for side in (in_a, in_b) for stem, (_, path) in side.items() if stem not in paired]
+  return pairs, [os.fspath(path) for path in alone]
+
+
+def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
+  """Where the result of one pair goes."""
+  if _names_a_file(out) and not out.is_dir():
+    if kind_a == PICTURE and kinds.is_nifti_name(out):
+      raise UserError(f"{out}: pictures fuse into a picture, not into a volume")
+    return out
+  kind, _ = mimetypes.guess_type(out.name)
+  file_name = (kind or "").startswith(("image/", "application/dicom")) and not out.is_dir()
+  if out.is_file() or file_name:
+    if kind_a != PICTURE:
+      raise UserError(
+        f"{out}: cannot write this: use a name in .nii.gz, or a folder (of a DICOM series)"
+      )
+    suffixes = ", ".join(pictures.IMAGE_SUFFIXES)
+    raise UserError(f"{out}: cannot write this format: use a folder or one of {suffixes}")
+  if kind_a == DICOM:
+    return out if out.name not in ("", "..") else out.resolve()
+  return out / (kinds.stem_of(kind_a, path_a) + (".png" if kind_a == PICTURE else ".nii.gz"))
+
+
+def _names_a_file(out: Any) -> bool:
+  return out.suffix.lower() in pictures.IMAGE_SUFFIXES or kinds.is_nifti_name(out)
+
+
+def _check_target(pair: Pair, target: Any) -> None:
+  """Refuses to write over a source, or a series into the folder of one."""
+  taken = [pair.a, pair.b]
+  if pair.out_kind == DICOM:
+    taken += [path.parent for path in taken if not path.is_dir()]
+  if any(_same(target, path) for path in taken):
+    raise UserError(f"{target}: the output would replace a source: choose another name")
+
+
+def _same(path: Any, other: Any) -> bool:
+  """Whether two paths lead to one file or folder; false where the first does not exist."""
+  try:
+    return os.path.samefile(path, other)
+  except OSError:
+    return os.fspath(path) == os.fspath(other)

@@ -1,0 +1,147 @@
+"""The options of `dmfnet fuse`, each written once.
+
+The parser, the record beside a result (`record.py`) and the comparison for `--resume`
+(`resume.py`) are made from these fields. To parse them only the standard library is imported.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+_MAX_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32 and says nothing
+_DEFAULT_LUT = "hot"  # for --rgb alone: the one map whose luma grows with the value
+
+MANY = "many pairs"
+MEASURED = "measured values (NIfTI, DICOM, grey pictures of any depth)"
+VOLUMES = "volumes (NIfTI, DICOM)"
+
+
+# What depends on an option: the fused values (--resume compares it, the record repeats it), which
+# further files there are (compared), which pairs are refused (repeated), or only how the run goes.
+Changes = enum.Enum("Changes", ["RESULT", "FILES", "PAIRS", "NOTHING"])
+RESULT, FILES, PAIRS, NOTHING = Changes
+
+
+def _option(default: Any, changes: Changes, text: str, group: str = "", **parsed: Any) -> Any:
+  """A field with what it says about itself; `parsed` is for `ArgumentParser.add_argument`."""
+  about = {"changes": changes, "group": group, "parsed": {"help": text, **parsed}}
+  return dataclasses.field(default=default, metadata=about)
+
+
+def _window(letter: str) -> Any:
+  text = f"values of {letter} that become black and white, or auto: percentiles 0.5 and 99.5 of "
+  text += "what is not 0 (pictures: as stored; DICOM: the file's; others: auto)"
+  return _option(None, RESULT, text, MEASURED, metavar="LO,HI")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FuseOptions:
+  """What a run was asked to do, in the words of the command line."""
+
+  model: str = _option(
+    "small",
+    RESULT,
+    "a released model, a .safetensors file or a training workdir (%(default)s)",
+    metavar="NAME|FILE|WORKDIR",
+  )
+  seed: int = _option(0, RESULT, "of the noise (%(default)s)", bounds=(0, _MAX_SEED))
+  batch_size: int | None = _option(
+    None,
+    NOTHING,
+    "pairs or slices fused at a time, over all devices (by default as many as suit their size)",
+    bounds=(1, None),
+    metavar="N",
+  )
+  samples: int | None = _option(
+    None,
+    RESULT,
+    "fuse with K noise draws: writes their mean, and their standard deviation in grey levels as "
+    "STEM_std.tiff (volumes: STEM_std.nii.gz) and drawn over the picture as STEM_std.png",
+    bounds=(1, None),
+    metavar="K",
+  )
+  strict: bool = _option(False, NOTHING, "do not start where a file has no partner")
+  precision: str = _option(
+    "float32",
+    RESULT,
+    "of the networks' arithmetic; bfloat16 is for accelerators (%(default)s)",
+    choices=("float32", "bfloat16"),
+  )
+  resume: bool = _option(
+    False, NOTHING, "leave out pairs whose result is in OUT, by this model and these options", MANY
+  )
+  shard: str | None = _option(
+    None,
+    NOTHING,
+    "fuse every N-th pair from the I-th on, I from 0: one of N processes (by default what the "
+    "launcher says, such as JAX_PROCESS_ID and JAX_NUM_PROCESSES)",
+    MANY,
+    metavar="I/N",
+  )
+  window_a: str | None = _window("A")
+  window_b: str | None = _window("B")
+  lut: str | None = _option(
+    None, RESULT, "colour a grey B: hot, pet, spectrum, or a table", MEASURED, metavar="NAME|FILE"
+  )
+  axis: str | None = _option(
+    None,
+    RESULT,
+    "the slices to fuse; 0, 1, 2: across that axis of A's array (axial, or of a single slice)",
+    VOLUMES,
+    choices=("axial", "coronal", "sagittal", "0", "1", "2"),
+  )
+  resample: bool = _option(
+    False, RESULT, "put B on A's grid by their headers, where they differ", VOLUMES
+  )
+  same_frame: bool = _option(
+    False, PAIRS, "take DICOM series for registered whose FrameOfReferenceUIDs differ", VOLUMES
+  )
+  rgb: bool = _option(
+    False, RESULT, "also write a coloured volume, STEM_rgb.nii.gz; in hot without --lut", VOLUMES
+  )
+  montage: str | None = _option(
+    None,
+    FILES,
+    "also show a few slices of A, B and the result (of folders: a folder for STEM.png)",
+    VOLUMES,
+    metavar="FILE.png",
+  )
+  png: bool = _option(False, FILES, "also write every slice as a picture, into STEM_png", VOLUMES)
+
+  @functools.cached_property
+  def windows(self) -> Mapping[str, Any]:
+    """The windows asked for, of "a" and "b": (lo, hi), `scaling.AUTO` or None.
+
+    Raises:
+      UserError: there is one that cannot be.
+    """
+    from dmfnet_jax.io import scaling
+
+    given = {"a": self.window_a, "b": self.window_b}
+    return {k: None if text is None else scaling.parse_window(text) for k, text in given.items()}
+
+  @property
+  def volume_lut(self) -> str | None:
+    """The name of a scalar volume's colour map; of a grey picture's it is `lut`."""
+    return self.lut or (_DEFAULT_LUT if self.rgb else None)
+
+  @functools.cached_property
+  def table(self) -> Any:
+    """The colour map itself, uint8 [256, 3].
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    from dmfnet_jax.io import scaling
+
+    return scaling.read_lut(self.lut or _DEFAULT_LUT)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(FuseOptions)}
+
+
+def flag(name: str) -> str:
+  """A field as the command line has it, without the two dashes."""
+  return name.replace("_", "-")

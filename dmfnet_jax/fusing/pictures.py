@@ -1,0 +1,109 @@
+"""The two pictures of a pair and its results, from and to files."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.match import Pair
+from dmfnet_jax.fusing.options import FuseOptions
+from dmfnet_jax.fusing.record import (
+  UsedWindow,
+  choose_window,
+  describe_windows,
+  make_record,
+  write_record,
+)
+from dmfnet_jax.io import color, panels, pictures, scaling
+from dmfnet_jax.io.scaling import Window
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPair:
+  """The two pictures of a pair.
+
+  Attributes:
+    pair: their paths.
+    a: uint8 [H, W].
+    b: uint8 [H, W] or [H, W, 3].
+    record: to be written beside the result; None where nothing was scaled or coloured.
+    remarks: what to tell, by what is not to be told twice.
+  """
+
+  pair: Pair
+  a: np.ndarray
+  b: np.ndarray
+  record: Mapping[str, Any] | None
+  remarks: Mapping[str, str]
+
+
+def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair:
+  """Reads the pictures of a pair and applies windows and the colour map where asked to.
+
+  Raises:
+    UserError: a file cannot be read, the sizes differ, or an option does not fit a picture.
+  """
+  a, window_a = _read(pair.a, options.windows["a"])
+  b, window_b = _read(pair.b, options.windows["b"])
+  if a.shape[:2] != b.shape[:2]:
+    size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))
+    raise UserError(f"A is {size_a} and B {size_b} pixels (width x height): register B to A first")
+  remarks = {}
+  # Grey pictures are often stored with three equal channels: nothing is lost there.
+  if a.ndim == 3 and not _is_neutral(a):
+    remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
+  if options.lut is not None:
+    if b.ndim == 3 and not _is_neutral(b):
+      raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
+    b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
+  windows = {"a": window_a, "b": window_b}
+  if told := describe_windows(windows):
+    remarks[told] = f"pair {pair.stem}: windows: {told}"
+  record = None
+  if told or options.lut is not None:
+    record = make_record(options, pair.stem, model_sha256, windows, options.lut)
+  return LoadedPair(pair, color.to_grey(a), b, record, remarks)
+
+
+def write_pair(
+  loaded: LoadedPair, fused: np.ndarray, deviation: np.ndarray | None, samples: int | None
+) -> None:
+  """Writes the results of a pair.
+
+  Args:
+    loaded: the pair.
+    fused: uint8 [H, W], or [H, W, 3] where B has colour.
+    deviation: float32 [H, W] of the luma in grey levels, where there are several samples.
+    samples: how many.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  pair = loaded.pair
+  if deviation is not None:
+    pictures.write_image(pair.out_std, deviation)
+    drawn = panels.deviation_map(fused, deviation, samples=samples or 1)
+    pictures.write_image(pair.beside("_std.png"), drawn)
+  if loaded.record is not None:
+    write_record(pair.out_record, loaded.record)
+  # The picture last: where it stands, all of the pair's results stand.
+  pictures.write_image(pair.out, fused)
+
+
+def _read(path: Any, window: Window | str | None) -> tuple[np.ndarray, UsedWindow | None]:
+  """Reads a picture as stored, or through a window: uint8."""
+  if window is None:
+    return pictures.read_image(path), None
+  values = pictures.read_values(path)
+  if values.ndim == 3:
+    if not _is_neutral(values):
+      raise UserError(f"{path}: is coloured: a window is for grey pictures")
+    values = values[..., 0]
+  used = choose_window(values, path, window)
+  return scaling.to_uint8(values, used.window), used
+
+
+def _is_neutral(picture: np.ndarray) -> bool:
+  return bool((picture == picture[..., :1]).all())

@@ -1,0 +1,133 @@
+"""The record beside a result, `STEM.json`: everything that it depends on but its two sources."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import dmfnet_jax
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.options import FIELDS, PAIRS, RESULT, VOLUMES, FuseOptions, flag
+from dmfnet_jax.io import paths, scaling
+from dmfnet_jax.io.scaling import Window
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "pillow", "nibabel", "pydicom")
+
+
+@dataclasses.dataclass(frozen=True)
+class UsedWindow:
+  """A window and where it came from."""
+
+  window: Window
+  origin: str  # "given", "file" or "percentiles 0.5 and 99.5"
+  unit: str = ""
+
+  def __str__(self) -> str:
+    unit = f" {self.unit}" if self.unit else ""
+    return f"{scaling.describe(self.window)}{unit} ({self.origin})"
+
+
+Windows = Mapping[str, UsedWindow | None]  # of "a" and "b"; None: coloured, or shown as stored
+
+
+def choose_window(
+  data: np.ndarray,
+  path: Any,
+  given: Window | str | None,
+  of_file: Window | None = None,
+  unit: str = "",
+) -> UsedWindow:
+  """The window that the user gives, else the file's, else percentiles of the values.
+
+  Raises:
+    UserError: there is nothing to see in the data.
+  """
+  if isinstance(given, tuple):
+    return UsedWindow(given, "given", unit)
+  if given is None and of_file is not None:
+    return UsedWindow(of_file, "file", unit)
+  origin = "percentiles {:g} and {:g}".format(*scaling.PERCENTILES)
+  try:
+    return UsedWindow(scaling.percentile_window(data), origin, unit)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def describe_windows(windows: Windows) -> str:
+  """The windows in words."""
+  return ", ".join(f"{letter.upper()} {window}" for letter, window in windows.items() if window)
+
+
+def make_record(
+  options: FuseOptions,
+  name: str,
+  model_sha256: str,
+  windows: Windows,
+  lut: str | None,
+  plane: str | None = None,
+  shape: Sequence[int] = (),
+  warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Returns what `STEM.json` holds; its `options` are what to type to get the same bytes again.
+
+  Args:
+    options: of the run.
+    name: of the pair, from which its noise is drawn.
+    model_sha256: the model's fingerprint.
+    windows: that were used.
+    lut: the colour map's name or file, or None.
+    plane: of a volume's slices; None for pictures.
+    shape: of a volume.
+    warnings: what was passed over because the user said so.
+  """
+  used: dict[str, Any] = {"lut": lut, "axis": plane}
+  record: dict[str, Any] = {"name": name, "options": "", "model": options.model}
+  record |= {"model_sha256": model_sha256, "seed": options.seed, "samples": options.samples}
+  for letter, window in windows.items():
+    ends = None if window is None else list(window.window)
+    used[f"window_{letter}"] = ends and ",".join(map(scaling.number, ends))
+    record[f"window_{letter}"] = ends
+    record[f"window_{letter}_from"] = None if window is None else window.origin
+    record[f"unit_{letter}"] = None if window is None else window.unit or None
+  record["lut"] = lut
+  record["lut_sha256"] = None if lut is None else table_sha256(options)
+  if plane is not None:
+    record |= {"axis": plane, "shape": list(shape), "resample": options.resample}
+  if warnings:
+    record["warnings"] = list(warnings)
+  record["versions"] = _versions()
+  words = []
+  for field in FIELDS.values():
+    value = used[field.name] if field.name in used else getattr(options, field.name)
+    is_said = field.name in ("model", "seed") or value != field.default
+    is_repeated = field.metadata["changes"] in (RESULT, PAIRS)
+    if is_said and is_repeated and (plane is not None or field.metadata["group"] != VOLUMES):
+      words.append(f"--{flag(field.name)}" + ("" if value is True else f"={value}"))
+  return record | {"options": shlex.join(words)}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+  ours = {"dmfnet_jax": dmfnet_jax.__version__}
+  return ours | {package: importlib.metadata.version(package) for package in _PACKAGES}
+
+
+def table_sha256(options: FuseOptions) -> str:
+  """SHA-256 over the colour map's bytes."""
+  return hashlib.sha256(options.table.tobytes()).hexdigest()
+
+
+def write_record(path: Any, record: Mapping[str, Any]) -> None:
+  """Writes a record as JSON.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+  paths.write_bytes(path, text.encode())

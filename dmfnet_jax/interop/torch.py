@@ -1,0 +1,108 @@
+"""Which parameter here is which parameter of the published PyTorch program.
+
+A table for each network, from which both directions and every check follow. State dictionaries
+map the published names to numpy arrays in PyTorch's layout (convolutions OIHW, dense layers
+[out, in]).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from dmfnet_jax.errors import UserError
+
+Layers = Sequence[tuple[str, str]]
+
+_SHOWN = 5  # keys of a kind that an error message lists
+
+
+def torch_name(path: str, layers: Layers) -> str:
+  """Translates a parameter's path ("downs_0/conv1/kernel") to the published name.
+
+  Raises:
+    ValueError: the published program has no such parameter (an ablation's, for example).
+  """
+  layer, _, leaf = path.rpartition("/")
+  for pattern, published in layers:
+    of_layer = re.fullmatch(pattern, layer)
+    match = of_layer or re.fullmatch(pattern, path)  # a parameter that has a row of its own
+    if match:
+      fields: dict[str, Any] = match.groupdict()
+      if "level" in fields:
+        fields |= {"even": 2 * int(fields["level"]), "odd": 2 * int(fields["level"]) + 1}
+      name = published.format(**fields)
+      return f"{name}.{'bias' if leaf == 'bias' else 'weight'}" if of_layer else name
+  raise ValueError(f"the published program has no counterpart of {path}")
+
+
+def to_torch_layout(value: np.ndarray) -> np.ndarray:
+  """HWIO to OIHW, [in, out] to [out, in]; others stay."""
+  return value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
+
+
+def from_torch_layout(value: np.ndarray) -> np.ndarray:
+  """OIHW to HWIO, [out, in] to [in, out]; others stay."""
+  return value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
+
+
+def to_state_dict(params: Mapping[str, Any], layers: Layers) -> dict[str, np.ndarray]:
+  """Turns a parameter tree into a state dictionary.
+
+  Raises:
+    ValueError: the published program has no counterpart of a parameter.
+  """
+  return {
+    torch_name(path, layers): to_torch_layout(np.asarray(value))
+    for path, value in traverse_util.flatten_dict(params, sep="/").items()
+  }
+
+
+def from_state_dict(
+  state: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  layers: Layers,
+  name: str,
+) -> dict[str, Any]:
+  """Turns a state dictionary into a parameter tree, float32.
+
+  Args:
+    state: the state dictionary.
+    shapes: the wanted parameters' paths ("downs_0/conv1/kernel") and shapes.
+    layers: the network's table.
+    name: what error messages call the state dictionary.
+
+  Raises:
+    UserError: keys are missing, unexpected or of the wrong shape; all are counted, some named.
+  """
+  names = {path: torch_name(path, layers) for path in shapes}
+  wanted = {
+    names[path]: to_torch_layout(np.broadcast_to(0, shape)).shape for path, shape in shapes.items()
+  }
+  missing = [key for key in wanted if key not in state]
+  unexpected = [key for key in state if key not in wanted]
+  misshapen = [
+    f"{key} {tuple(state[key].shape)} instead of {shape}"
+    for key, shape in wanted.items()
+    if key in state and tuple(state[key].shape) != shape
+  ]
+  problems = [
+    f"{len(items)} {kind} ({', '.join(items[:_SHOWN])}{', ...' * (len(items) > _SHOWN)})"
+    for kind, items in (
+      ("missing", missing),
+      ("unexpected", unexpected),
+      ("of the wrong shape", misshapen),
+    )
+    if items
+  ]
+  if problems:
+    raise UserError(f"{name} does not fit the model: {'; '.join(problems)}")
+  flat = {
+    path: np.ascontiguousarray(from_torch_layout(state[names[path]]), dtype=np.float32)
+    for path in shapes
+  }
+  return traverse_util.unflatten_dict(flat, sep="/")

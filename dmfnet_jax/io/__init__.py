@@ -1,0 +1,1 @@
+"""Reading and writing: paths, pictures, volumes, colour."""

@@ -1,0 +1,233 @@
+"""Writing fused slices as a DICOM Secondary Capture series that lies where its source lies.
+
+One file a slice (Secondary Capture Image Storage, PS3.3 A.8.1), 8 bits, grey or RGB, uncompressed.
+Patient, study and frame of reference are copied from the source series, so that a viewer files the
+result beside it and can overlay both; series and images get new UIDs.
+"""
+
+import contextlib
+import copy
+import datetime
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.valuerep import DSfloat
+
+import dmfnet_jax
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
+from dmfnet_jax.io.dicom import headers
+from dmfnet_jax.io.dicom.headers import Tags
+from dmfnet_jax.io.dicom.read import Frame
+from dmfnet_jax.io.grids import Volume
+
+_MAKER = "dmfnet_jax"
+
+# The patient and study modules (C.7.1.1, C.7.2.1, C.7.2.2), with what says how names are encoded
+# and whether they were removed. The study's times stay: a study is identified by them.
+_COPIED = """
+  SpecificCharacterSet PatientName PatientID IssuerOfPatientID TypeOfPatientID PatientBirthDate
+  PatientSex OtherPatientIDsSequence PatientAge PatientSize PatientWeight PatientIdentityRemoved
+  DeidentificationMethod DeidentificationMethodCodeSequence LongitudinalTemporalInformationModified
+  StudyInstanceUID StudyDate StudyTime StudyID StudyDescription AccessionNumber
+  ReferringPhysicianName FrameOfReferenceUID PositionReferenceIndicator BodyPartExamined Laterality
+  PatientPosition PixelSpacingCalibrationType LossyImageCompression LossyImageCompressionRatio
+  LossyImageCompressionMethod
+""".split()
+# Type 2, or 2C by rules that a program cannot decide: to be there, if empty.
+_AT_LEAST_EMPTY = """
+  PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
+  ReferringPhysicianName Laterality PatientOrientation
+""".split()
+
+
+def write_secondary_capture(
+  folder: paths.PathLike,
+  pictures: np.ndarray,
+  volume: Volume,
+  *,
+  description: str = "dmfnet_jax fusion",
+  derivation: str = "Fused from two registered series by dmfnet_jax",
+) -> list[Any]:
+  """Writes pictures as a new Secondary Capture series in the study of their source.
+
+  All files are complete before the first of them takes its place, so that a folder never holds a
+  part of a slice.
+
+  Args:
+    folder: where to; made where it is missing. Files `slice_0001.dcm`, ... in the order of
+      the slices; older ones of these names are replaced.
+    pictures: uint8 [I, J, K] (MONOCHROME2) or [I, J, K, 3] (RGB), on the grid of `volume`.
+    volume: a series as `read_dicom` returns it, whose grid, patient and study it is.
+    description: of the series, as viewers list it; ASCII, at most 64 characters are kept. It and
+      `derivation` are to hold no patient data and no file names, which may contain some.
+    derivation: how the pictures came about; ASCII, at most 1024 characters are kept.
+
+  Returns:
+    The paths, in the order of the slices.
+
+  Raises:
+    UserError: the folder cannot be written, or holds other DICOM files, which would mix with these.
+    ValueError: the pictures are not such an array.
+  """
+  pictures = np.asarray(pictures)
+  grid = volume.shape
+  if pictures.dtype != np.uint8 or pictures.shape not in (grid, (*grid, 3)):
+    raise ValueError(
+      f"uint8 {grid} or {(*grid, 3)} expected, got {pictures.dtype} {pictures.shape}"
+    )
+  place = paths.make_folder(folder)
+  targets = [place / f"slice_{i + 1:04d}.dcm" for i in range(grid[2])]
+  _check_folder(place, {path.name for path in targets})
+
+  series_uid, now = generate_uid(), datetime.datetime.now()
+  temporary = [path.with_name(f".{secrets.token_hex(8)}.tmp") for path in targets]
+  try:
+    with headers.quiet(), _any_value():
+      for i, path in enumerate(temporary):
+        dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, i, series_uid, now)
+        dataset.SeriesDescription = _ascii(description, 64)
+        dataset.DerivationDescription = _ascii(derivation, 1024)
+        with path.open("xb") as file:
+          dataset.save_as(file, enforce_file_format=True)
+    for written, path in zip(temporary, targets, strict=True):
+      written.replace(path)
+  except OSError as error:
+    reason = error.strerror or type(error).__name__
+    raise UserError(f"{folder}: cannot write: {reason}") from error
+  finally:
+    for path in temporary:
+      with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+  return targets
+
+
+def _check_folder(folder: Any, ours: set[str]) -> None:
+  others = [
+    file.name
+    for file in paths.list_files(folder)
+    if headers.looks_like_dicom(file) and not (file.name in ours and _is_our_result(file))
+  ]
+  if others:
+    raise UserError(
+      f"{folder}: holds other DICOM files ({others[0]}{' ...' if len(others) > 1 else ''}),"
+      " with which the new series would be mixed: name an empty folder"
+    )
+
+
+def _is_our_result(file: Any) -> bool:
+  """Whether a file was written here: a source of the same name must not be replaced."""
+  with headers.quiet():
+    try:
+      header = headers.read_file(file)
+    except headers.BadFileError:
+      return False
+    return Tags(header).text("SecondaryCaptureDeviceManufacturer") == _MAKER
+
+
+@contextlib.contextmanager
+def _any_value() -> Iterator[None]:
+  """Lets copied values be written as they are; a source may break its standard's length limits."""
+  settings = pydicom.config.settings
+  mode = settings.writing_validation_mode
+  settings.writing_validation_mode = pydicom.config.IGNORE
+  try:
+    yield
+  finally:
+    settings.writing_validation_mode = mode
+
+
+def _image(
+  picture: np.ndarray, volume: Volume, i: int, series_uid: str, now: datetime.datetime
+) -> pydicom.Dataset:
+  """Slice i: uint8 [rows, columns] or [rows, columns, 3]."""
+  frame: Frame = volume.source[i]
+  dataset = pydicom.Dataset()
+  for keyword in _COPIED:
+    # pydicom parses on access; what it cannot parse is not copied.
+    with contextlib.suppress(Exception):
+      dataset[keyword] = copy.deepcopy(frame.header[keyword])
+  for keyword in _AT_LEAST_EMPTY:
+    if keyword not in dataset:
+      setattr(dataset, keyword, "")
+  if not Tags(dataset).uid("StudyInstanceUID"):
+    raise UserError(f"{frame.path}: lacks StudyInstanceUID: there is no study to write into")
+
+  date, time = f"{now:%Y%m%d}", f"{now:%H%M%S.%f}"
+  dataset.SOPClassUID = SecondaryCaptureImageStorage
+  dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = date
+  dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
+  dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
+  dataset.SeriesInstanceUID = series_uid
+  # Behind the scanner's own series in a list, and beside its source.
+  dataset.SeriesNumber = int(frame.tags.number("SeriesNumber") or 0) % 1_000_000 + 1000
+  dataset.InstanceNumber = i + 1
+  dataset.Modality = "OT"
+  dataset.ConversionType = "WSD"  # workstation
+  dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = _MAKER
+  dataset.SecondaryCaptureDeviceSoftwareVersions = dmfnet_jax.__version__
+  dataset.ImageType = ["DERIVED", "SECONDARY"]
+  burned_in = frame.tags.text("BurnedInAnnotation").upper() == "YES"
+  dataset.BurnedInAnnotation = "YES" if burned_in else "NO"
+  if frame.tags.uid("SOPInstanceUID"):
+    dataset.SourceImageSequence = [_reference(frame)]
+  _set_geometry(dataset, frame, volume)
+  dataset.file_meta = pydicom.dataset.FileMetaDataset()
+  dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  # The pixels with their size and depth, and a new UID.
+  dataset.set_pixel_data(
+    np.ascontiguousarray(picture), "MONOCHROME2" if picture.ndim == 2 else "RGB", 8
+  )
+  if picture.ndim == 2:
+    # 0 is black and 255 white: some viewers would stretch the contrast otherwise.
+    dataset.WindowCenter, dataset.WindowWidth = 128, 256
+  return dataset
+
+
+def _reference(frame: Frame) -> pydicom.Dataset:
+  """Names the image from which a slice was made."""
+  reference = pydicom.Dataset()
+  reference.ReferencedSOPClassUID = frame.tags.uid("SOPClassUID")
+  reference.ReferencedSOPInstanceUID = frame.tags.uid("SOPInstanceUID")
+  if not frame.single:
+    reference.ReferencedFrameNumber = frame.index + 1
+  purpose = pydicom.Dataset()
+  purpose.CodeValue, purpose.CodingSchemeDesignator = "121322", "DCM"
+  purpose.CodeMeaning = "Source image for image processing operation"
+  reference.PurposeOfReferenceCodeSequence = [purpose]
+  return reference
+
+
+def _set_geometry(dataset: pydicom.Dataset, frame: Frame, volume: Volume) -> None:
+  """Writes what is known of position, orientation and distances."""
+  if volume.placed or volume.positions is not None:
+    dataset.ImagePositionPatient = _decimals(frame.position)
+    dataset.ImageOrientationPatient = _decimals(frame.orientation)
+  if frame.spacing is not None:
+    dataset.PixelSpacing = _decimals(frame.spacing)
+  # A zero is no distance.
+  distances = {
+    keyword: frame.tags.number(keyword) or None
+    for keyword in ("SliceThickness", "SpacingBetweenSlices")
+  }
+  if volume.placed and len(volume.source) > 1:
+    distances["SpacingBetweenSlices"] = volume.voxel_size[2]
+  distances["SliceLocation"] = frame.tags.number("SliceLocation")
+  for keyword, value in distances.items():
+    if value is not None:
+      setattr(dataset, keyword, _decimals([value])[0])
+
+
+def _decimals(values: Any) -> list[DSfloat]:
+  """Numbers as decimal strings, which have 16 characters at most."""
+  return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _ascii(words: str, length: int) -> str:
+  """One line that every character set can hold; a backslash would separate values."""
+  line = " ".join(words.split()).replace("\\", "/")
+  return line.encode("ascii", "replace").decode()[:length].strip()

@@ -1,0 +1,251 @@
+"""Volumes in memory: where their voxels lie, whether two lie alike, and their slices as pictures.
+
+World coordinates are NIfTI's: RAS, that is x to the patient's right, y to the front, z to the head,
+in mm. A volume's affine maps its array indices (i, j, k, 1) there.
+
+Slices are shown to the network as radiology shows them and as it was trained: axial nose up,
+coronal and sagittal vertex up, the patient's right on the left of axial and coronal pictures, the
+nose on the left of sagittal ones. Slices count from left to right, back to front, foot to head. For
+an oblique volume the array axis that is nearest to each of these stands for it; nothing is
+interpolated. So a volume fuses alike however its file stores the axes, and the way back puts every
+voxel where it came from.
+"""
+
+import dataclasses
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel import processing
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.scaling import Window
+
+TOLERANCE = 0.05
+"""Two grids are the same where no corner lies farther apart than this part of A's thinnest edge."""
+
+PLANES = ("sagittal", "coronal", "axial")
+"""By the world axis (x, y, z) of their normal."""
+
+UNPLACED = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""For [columns, rows, slices] of unknown place: axial slices, to be shown as stored."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+  """A scalar or coloured volume.
+
+  Attributes:
+    data: float32 [I, J, K], finite; or uint8 [I, J, K, 3], red first.
+    affine: float64 [4, 4], from (i, j, k, 1) to RAS mm.
+    placed: whether the file says where the volume lies; otherwise `affine` is a convention.
+    window: (lo, hi) that the file asks to be shown with, or None.
+    unit: such as "HU" or "SUV"; "" where unknown.
+    source: what the reader keeps for writing a result like the file: NIfTI's header, DICOM's image
+      of each slice. Left out of the `repr`, which ends up in logs: headers name the patient.
+    notes: what the user should know about it, a line each.
+    frame_uid: DICOM's name of the coordinate system, by which the scanner says that volumes lie in
+      one place; "" where unknown.
+    positions: float64 [K, 3], where the slices of an uneven series lie, which no affine can say:
+      their first voxels in RAS mm; None where the affine says it, or nothing does.
+  """
+
+  data: np.ndarray
+  affine: np.ndarray
+  placed: bool = True
+  window: Window | None = None
+  unit: str = ""
+  source: Any = dataclasses.field(default=None, repr=False)
+  notes: tuple[str, ...] = ()
+  frame_uid: str = ""
+  positions: np.ndarray | None = None
+
+  @property
+  def is_rgb(self) -> bool:
+    """Whether the last axis is colour."""
+    return self.data.ndim == 4
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Voxels along i, j, k."""
+    return self.data.shape[:3]
+
+  @property
+  def axes(self) -> str:
+    """Where the array's axes point, such as "RAS"."""
+    return "".join(nibabel.aff2axcodes(self.affine))
+
+  @property
+  def voxel_size(self) -> np.ndarray:
+    """float64 [3], the edges of a voxel in mm."""
+    return nibabel.affines.voxel_sizes(self.affine)
+
+
+def is_usable(affine: np.ndarray) -> bool:
+  """Whether an affine gives every voxel a place of its own."""
+  if affine.shape != (4, 4) or not np.isfinite(affine).all():
+    return False
+  edges = nibabel.affines.voxel_sizes(affine)
+  if not edges.all():
+    return False
+  # Of the directions alone: voxels may be as small as they like.
+  return bool(abs(np.linalg.det(affine[:3, :3] / edges)) > 1e-3)
+
+
+def difference(a: Volume, b: Volume) -> str:
+  """Says how the grids of two volumes differ, or "" where they are the same within `TOLERANCE`.
+
+  Array shape, orientation (which way the axes are stored), voxel size and place are compared. Where
+  a volume is not placed, only the shape; of two uneven series, which have no affine, the positions
+  of their slices, too.
+  """
+  parts = []
+  if a.shape != b.shape:
+    parts.append(f"{_times(a.shape)} against {_times(b.shape)} voxels")
+  if not (a.placed and b.placed):
+    if not parts and a.positions is not None and b.positions is not None:
+      apart = np.linalg.norm(a.positions - b.positions, axis=1).max()
+      parts += [f"the same slice up to {apart:.3g} mm apart"] if apart > TOLERANCE else []
+    return "; ".join(parts)
+  if a.axes != b.axes:
+    parts.append(f"axes stored as {a.axes} against {b.axes}")
+  tolerance = TOLERANCE * a.voxel_size.min()
+  if np.abs(a.voxel_size - b.voxel_size).max() > tolerance:
+    parts.append(f"voxels of {_times(a.voxel_size)} against {_times(b.voxel_size)} mm")
+  if a.shape == b.shape:
+    apart = np.linalg.norm(_corners(a) - _corners(b), axis=1).max()
+    if apart > tolerance:
+      parts.append(f"the same voxel up to {apart:.3g} mm apart (tolerance {tolerance:.2g} mm)")
+  else:
+    apart = np.linalg.norm(a.affine[:3, 3] - b.affine[:3, 3])
+    if apart > tolerance:
+      parts.append(f"first voxels {apart:.3g} mm apart")
+  return "; ".join(parts)
+
+
+def other_frame(a: Volume, b: Volume) -> str:
+  """Says that two series name different coordinate systems, or "" where they do not, or neither."""
+  if not a.frame_uid or not b.frame_uid or a.frame_uid == b.frame_uid:
+    return ""
+  names = [f"...{volume.frame_uid[-12:]}" for volume in (a, b)]
+  if names[0] == names[1]:
+    names = [a.frame_uid, b.frame_uid]
+  return (
+    f"A and B name different frames of reference (FrameOfReferenceUID {names[0]} and {names[1]}):"
+    " nothing says that they are registered"
+  )
+
+
+def resample(b: Volume, a: Volume) -> Volume:
+  """Puts B on A's grid by the two affines.
+
+  Where B lies on the same grid and is only stored with other axes, its voxels are reordered and
+  keep their values; otherwise they are interpolated linearly (nibabel's `resample_from_to`), and
+  what lies outside B gets its smallest value.
+
+  Args:
+    b: the volume to resample.
+    a: gives the grid.
+
+  Returns:
+    B with A's shape and affine.
+
+  Raises:
+    UserError: either place is unknown, or the two do not overlap.
+  """
+  if not (a.placed and b.placed):
+    raise UserError("cannot resample: the file does not say where its voxels lie")
+  ways = [nibabel.io_orientation(volume.affine) for volume in (b, a)]
+  turn = nibabel.orientations.ornt_transform(*ways)
+  turned = dataclasses.replace(
+    b,
+    data=nibabel.apply_orientation(b.data, turn),
+    affine=b.affine @ nibabel.orientations.inv_ornt_aff(turn, b.shape),
+  )
+  if not difference(a, turned):
+    return dataclasses.replace(turned, affine=a.affine)
+
+  inside = nibabel.affines.apply_affine(np.linalg.inv(b.affine), _corners(a))
+  if (inside.max(0) < -0.5).any() or (inside.min(0) > np.array(b.shape) - 0.5).any():
+    raise UserError("A and B do not overlap where their headers place them: register B to A first")
+  channels = np.moveaxis(b.data, -1, 0) if b.is_rgb else [b.data]
+  moved = []
+  for channel in channels:
+    image = nibabel.Nifti1Image(channel.astype(np.float32), b.affine)
+    result = processing.resample_from_to(
+      image, (a.shape, a.affine), order=1, cval=float(channel.min())
+    )
+    moved.append(np.asarray(result.dataobj, np.float32))
+  data = np.rint(np.stack(moved, -1)).astype(np.uint8) if b.is_rgb else moved[0]
+  return dataclasses.replace(b, data=data, affine=a.affine)
+
+
+def find_plane(axis: str | int, volume: Volume) -> str:
+  """Returns the plane whose slices are fused.
+
+  Args:
+    axis: one of `PLANES`, or an array axis 0, 1, 2, which stands for the plane that it is nearest
+      to being the normal of.
+    volume: A.
+
+  Raises:
+    UserError: there is no such axis.
+  """
+  if str(axis) in PLANES:
+    return str(axis)
+  if str(axis) not in ("0", "1", "2"):
+    raise UserError(f"axis {axis}: choose one of {', '.join(PLANES)}, 0, 1 or 2")
+  return PLANES[int(nibabel.io_orientation(volume.affine)[int(axis), 0])]
+
+
+def to_pictures(data: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
+  """Cuts a volume into pictures.
+
+  Args:
+    data: [I, J, K, ...].
+    affine: its affine.
+    plane: one of `PLANES`.
+
+  Returns:
+    [N, H, W, ...], a view, as the module's docstring describes.
+  """
+  straight = nibabel.apply_orientation(data, nibabel.io_orientation(affine))
+  stack = np.moveaxis(straight, PLANES.index(plane), 0)  # [N, leftmost world axis, other]
+  return stack.swapaxes(1, 2)[:, ::-1, ::-1]
+
+
+def from_pictures(pictures: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
+  """Undoes `to_pictures`: [N, H, W, ...] to [I, J, K, ...], contiguous."""
+  straight = np.moveaxis(pictures[:, ::-1, ::-1].swapaxes(1, 2), 0, PLANES.index(plane))
+  back = nibabel.orientations.ornt_transform(
+    np.array([[0, 1], [1, 1], [2, 1]]), nibabel.io_orientation(affine)
+  )
+  return np.ascontiguousarray(nibabel.apply_orientation(straight, back))
+
+
+def pixel_size(volume: Volume, plane: str) -> tuple[float, float]:
+  """(height, width) in mm of the pixels of `to_pictures`."""
+  world = nibabel.io_orientation(volume.affine)[:, 0].astype(int)
+  edges = dict(zip(world, volume.voxel_size, strict=True))
+  width, height = (edges[axis] for axis in range(3) if axis != PLANES.index(plane))
+  return float(height), float(width)
+
+
+def slice_position(volume: Volume, plane: str, index: int) -> np.ndarray:
+  """World coordinates [3] of the middle of a slice, numbered as in `to_pictures`."""
+  way = nibabel.io_orientation(volume.affine)
+  normal = int(np.flatnonzero(way[:, 0] == PLANES.index(plane))[0])
+  middle = (np.array(volume.shape) - 1) / 2
+  middle[normal] = index if way[normal, 1] > 0 else volume.shape[normal] - 1 - index
+  return nibabel.affines.apply_affine(volume.affine, middle)
+
+
+def _corners(volume: Volume) -> np.ndarray:
+  """World coordinates [8, 3] of the first and last voxels."""
+  last = np.array(volume.shape) - 1
+  indices = np.array(np.meshgrid(*([0, end] for end in last), indexing="ij")).reshape(3, -1).T
+  return nibabel.affines.apply_affine(volume.affine, indices)
+
+
+def _times(values: Any) -> str:
+  return " x ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in values)

@@ -1,0 +1,233 @@
+"""NIfTI files: `.nii` and `.nii.gz`, versions 1 and 2, in and out.
+
+What is read: a volume of three dimensions (of two: one slice; further dimensions of length one are
+dropped), of any real type, scaled by the header's slope and intercept; or RGB24 and RGBA32, of
+which the alpha is dropped. What is not a number or infinite counts as no signal: it gets the
+smallest finite value, with a note. Files of more than one volume and complex ones are refused.
+
+The place is the header's sform, or else its qform, as most programs choose. What is written keeps
+the header of A as far as it tells of geometry and units; free text, intents and extensions, which
+may name a patient, are left out.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+
+import dmfnet_jax
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
+from dmfnet_jax.io.grids import Volume, is_usable
+
+MAX_VOXELS = 1 << 29
+"""Larger volumes are refused before they are read: a small file may claim any size."""
+
+_RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_LEVEL = 6
+_SLACK = 1 << 16  # beyond the voxels: enough for a gzip file to end, where its checksum stands
+
+
+def read_nifti(path: paths.PathLike) -> Volume:
+  """Reads one file.
+
+  Args:
+    path: the file; compressed or not is told by its content.
+
+  Returns:
+    The volume; its `source` is the header.
+
+  Raises:
+    UserError: the file is missing, broken or of a kind that is refused, named with the reason.
+  """
+  data = paths.read_bytes(path)
+  try:
+    with LoggingOutputSuppressor():  # nibabel's remarks on headers that it mends
+      return _read(data)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+  except Exception as error:
+    # nibabel answers broken files with anything from ImageFileError to OverflowError.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError(f"{path}: broken NIfTI file: {reason}") from error
+
+
+def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
+  """Writes a volume with the place of another; the file appears whole or not at all.
+
+  The same data give the same bytes. Compressed where the name ends in .gz.
+
+  Args:
+    path: where to; its folder exists.
+    data: uint8 or float32 [I, J, K], or uint8 [I, J, K, 3], which is written as RGB24.
+    like: gives the affine, and the header where it was read from a NIfTI file.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  large = max(data.shape) > np.iinfo(np.int16).max  # NIfTI-1 counts voxels in 16 bits
+  second = large or isinstance(like.source, nibabel.Nifti2Header)
+  kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+  header = _clean_header(like, kind)
+  if data.ndim == 4:
+    data = np.ascontiguousarray(data).view(_RGB)[..., 0]
+  header.set_data_dtype(data.dtype)
+  if data.dtype.names is None:
+    header["cal_max"] = 255 if data.dtype == np.uint8 else max(float(data.max()), 1e-6)
+  # Without a place none is made up: nibabel would add one that differs from the header's.
+  image = kind(data, like.affine if like.placed else None, header)
+  image.header.set_slope_inter(1, 0)  # values mean themselves, whatever A's were scaled by
+  encoded = image.to_bytes()
+  if os.fspath(path).lower().endswith(".gz"):
+    encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
+  paths.write_bytes(path, encoded)
+
+
+def _read(data: bytes) -> Volume:
+  kind, header = _read_header(data)
+  shape = header.get_data_shape()
+  while len(shape) > 3 and shape[-1] == 1:
+    shape = shape[:-1]
+  if len(shape) > 3:
+    raise UserError(
+      f"holds {math.prod(shape[3:])} volumes ({' x '.join(map(str, shape))}): save the one to fuse "
+      "as a file of its own (fslroi, nibabel.four_to_three) or average them"
+    )
+  if len(shape) < 2 or min(shape) < 1:
+    raise UserError(f"an empty volume: its shape is {shape}")
+  shape = (*shape, 1) if len(shape) == 2 else shape
+  if math.prod(shape) > MAX_VOXELS:
+    raise UserError(f"claims {' x '.join(map(str, shape))} voxels, over the limit of {MAX_VOXELS}")
+  try:
+    dtype = header.get_data_dtype()
+  except KeyError:  # no such code
+    dtype = np.dtype(np.void)
+  if dtype.itemsize == 0:  # nibabel knows the code, but cannot read it
+    raise UserError(f"voxels of a type that cannot be read (code {header['datatype']})")
+  if dtype.kind == "c":
+    raise UserError("holds complex numbers: save the magnitude")
+
+  if not np.isfinite(header["vox_offset"]):
+    raise UserError("broken header: vox_offset, where the voxels begin, is not a number")
+  offset = max(int(header["vox_offset"]), 0)
+  image = kind.from_bytes(_content(data, offset + math.prod(shape) * dtype.itemsize))
+  if not is_usable(image.affine):
+    raise UserError(
+      "its affine is singular or not finite, so voxels have no place: repair its sform or qform"
+    )
+  notes, placed = _place(image)
+  if dtype.names is not None:
+    stored = np.asarray(image.dataobj).reshape(shape)
+    values = np.stack([stored[name] for name in ("R", "G", "B")], axis=-1)
+  else:
+    values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+    values = _replace_nonfinite(values, notes)
+  return Volume(values, image.affine, placed, source=image.header, notes=tuple(notes))
+
+
+def _read_header(data: bytes) -> tuple[Any, Any]:
+  """Parses the header; returns the class of image and the header."""
+  if not data:
+    raise UserError("the file is empty")
+  start = data[:540]
+  if data[:2] == _GZIP_MAGIC:
+    try:
+      start = zlib.decompressobj(wbits=31).decompress(data, 540)
+    except zlib.error:
+      raise UserError("broken gzip file: it does not decompress") from None
+  for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+    size = kind.header_class.template_dtype.itemsize
+    if len(start) >= size and kind.header_class.may_contain_header(start):
+      if kind is nibabel.Nifti1Image and start[344:347] == b"ni1":
+        raise UserError("is half of a .hdr and .img pair: save it as one .nii file")
+      header = kind.header_class(start[:size], check=False)
+      # nibabel guesses the byte order from the number of dimensions: a wrong one turns it over.
+      if header["sizeof_hdr"] == size:
+        return kind, header
+  raise UserError("is no NIfTI file: its header is not one")
+
+
+def _content(data: bytes, needed: int) -> bytes:
+  """Returns a file's content, decompressed where it is a gzip file, `needed` bytes and some more.
+
+  The needed length is known from the header, so a small file cannot decompress to any size.
+  """
+  content = data
+  if data[:2] == _GZIP_MAGIC:
+    parts, size = [], 0
+    while data[:2] == _GZIP_MAGIC and size < needed:  # members may follow one another
+      member, room = zlib.decompressobj(wbits=31), needed - size + _SLACK
+      try:
+        parts.append(member.decompress(data, room))
+      except zlib.error:
+        raise UserError(
+          "broken gzip file: it does not decompress, or its checksum is wrong"
+        ) from None
+      if not member.eof and len(parts[-1]) < room:
+        raise UserError("the gzip file is truncated: copy or download it again")
+      size += len(parts[-1])
+      data = member.unused_data
+    content = b"".join(parts)
+  if len(content) < needed:
+    raise UserError(
+      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
+    )
+  return content
+
+
+def _place(image: Any) -> tuple[list[str], bool]:
+  """What to say about a volume's place, and whether it has one."""
+  header = image.header
+  if not header["sform_code"] and not header["qform_code"]:
+    return ["its header does not say where it lies (sform and qform codes are 0)"], False
+  if not header["sform_code"] or not header["qform_code"]:
+    return [], True
+  try:
+    qform = header.get_qform()
+  except nibabel.spatialimages.HeaderDataError:  # the sform is used, so nothing is lost
+    return [], True
+  last = [max(length - 1, 0) for length in (*image.shape, 1)[:3]]
+  ends = nibabel.affines.apply_affine(image.affine - qform, [[0, 0, 0], last])
+  apart = np.linalg.norm(ends, axis=1).max()
+  if apart > 0.5 * nibabel.affines.voxel_sizes(image.affine).min():
+    return [f"its sform and qform differ by {apart:.3g} mm: the sform is used"], True
+  return [], True
+
+
+def _replace_nonfinite(values: np.ndarray, notes: list[str]) -> np.ndarray:
+  bad = ~np.isfinite(values)
+  count = int(bad.sum())
+  if not count:
+    return values
+  if count == values.size:
+    raise UserError("holds no finite value")
+  lowest = values[~bad].min()
+  notes.append(f"{count} voxels are NaN or infinite: taken as {lowest:g}, its smallest value")
+  return np.where(bad, lowest, values)
+
+
+def _clean_header(like: Volume, kind: Any) -> Any:
+  """A header with the geometry of A and nothing that could name a patient."""
+  source = like.source
+  if isinstance(source, nibabel.Nifti1Header):  # NIfTI-2's is a subclass
+    header = kind.header_class.from_header(source, check=False)
+    header.extensions.clear()
+  else:
+    header = kind.header_class()
+    header.set_xyzt_units("mm")
+    if like.placed:
+      header.set_sform(like.affine, code="scanner")
+      header.set_qform(like.affine, code="scanner")
+  for field in ("db_name", "data_type", "aux_file", "intent_name"):
+    if field in header:
+      header[field] = b""
+  for field in ("intent_code", "intent_p1", "intent_p2", "intent_p3", "cal_min", "cal_max"):
+    header[field] = 0
+  header["descrip"] = f"dmfnet_jax {dmfnet_jax.__version__}".encode()
+  return header

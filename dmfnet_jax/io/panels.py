@@ -1,0 +1,99 @@
+"""Contact sheets and maps over pictures, as one uint8 RGB array."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dmfnet_jax.io import color, scaling
+
+_GAP = 4
+_BACKGROUND = 24
+_INK = 230
+
+
+def panel(
+  rows: Sequence[Sequence[np.ndarray]],
+  *,
+  column_titles: Sequence[str],
+  row_titles: Sequence[str] | None = None,
+) -> np.ndarray:
+  """Draws a grid of pictures with titles above the columns and left of the rows.
+
+  Args:
+    rows: uint8 pictures, [H, W] or [H, W, 3]; sizes may differ (each sits centred in its cell).
+    column_titles: one title a column.
+    row_titles: one title a row.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  font = ImageFont.load_default(16)
+  cell_height = max(picture.shape[0] for row in rows for picture in row)
+  cell_width = max(picture.shape[1] for row in rows for picture in row)
+  top = 26
+  left = 0
+  if row_titles:
+    left = int(max(font.getlength(title) for title in row_titles)) + 3 * _GAP
+  width = left + len(column_titles) * (cell_width + _GAP) + _GAP
+  height = top + len(rows) * (cell_height + _GAP)
+  sheet = Image.new("RGB", (width, height), (_BACKGROUND,) * 3)
+  draw = ImageDraw.Draw(sheet)
+  ink = (_INK,) * 3
+  for column, title in enumerate(column_titles):
+    x = left + _GAP + column * (cell_width + _GAP) + cell_width // 2
+    draw.text((x, top // 2), title, ink, font, anchor="mm")
+  for index, row in enumerate(rows):
+    y = top + index * (cell_height + _GAP)
+    if row_titles:
+      draw.text((2 * _GAP, y + cell_height // 2), row_titles[index], ink, font, anchor="lm")
+    for column, picture in enumerate(row):
+      x = left + _GAP + column * (cell_width + _GAP)
+      offset = ((cell_width - picture.shape[1]) // 2, (cell_height - picture.shape[0]) // 2)
+      sheet.paste(Image.fromarray(picture).convert("RGB"), (x + offset[0], y + offset[1]))
+  return np.asarray(sheet)
+
+
+def deviation_map(fused: np.ndarray, std: np.ndarray, *, samples: int) -> np.ndarray:
+  """Draws a deviation over the fused picture, with its scale below.
+
+  The picture is shown in grey at half its brightness, the deviation in the colours of `hot`, the
+  more opaque the larger it is. The scale ends at `deviation_top`.
+
+  Args:
+    fused: uint8 [H, W] or [H, W, 3].
+    std: [H, W], in grey levels 0..255.
+    samples: the number of draws, for the legend.
+
+  Returns:
+    uint8 [H + 34, at least W, 3].
+  """
+  top = deviation_top(std)
+  picture = overlay_deviation(fused, std, top)
+  font = ImageFont.load_default(12)
+  legend = f"SD of {samples} draws: 0 to {top:g} of 255 grey levels"
+  width = max(picture.shape[1], int(font.getlength(legend)) + 2 * _GAP)
+  sheet = Image.new("RGB", (width, picture.shape[0] + 34), (_BACKGROUND,) * 3)
+  sheet.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, 0))
+  ramp = np.broadcast_to(np.linspace(0, top, width - 2 * _GAP), (10, width - 2 * _GAP))
+  bar = overlay_deviation(np.zeros(ramp.shape, np.uint8), ramp, top)
+  sheet.paste(Image.fromarray(bar), (_GAP, picture.shape[0] + _GAP))
+  place = (width // 2, picture.shape[0] + 24)
+  ImageDraw.Draw(sheet).text(place, legend, (_INK,) * 3, font, anchor="mm")
+  return np.asarray(sheet)
+
+
+def deviation_top(std: np.ndarray) -> float:
+  """Where the scale of a deviation map ends: its 99.5th percentile, rounded up to 1, 2 or 5."""
+  high = float(np.percentile(std, 99.5))
+  steps = [step * 10.0**power for power in range(-2, 3) for step in (1, 2, 5)]
+  return next((step for step in steps if step >= high), steps[-1])
+
+
+def overlay_deviation(fused: np.ndarray, std: np.ndarray, top: float) -> np.ndarray:
+  """Lays a deviation over a picture: uint8 [H, W, 3]; see `deviation_map`."""
+  grey = color.to_grey(fused).astype(np.float32)[..., None] / 2
+  part = np.clip(np.asarray(std, np.float32) / top, 0, 1)
+  colours = scaling.apply_lut(np.rint(part * 255).astype(np.uint8), scaling.read_lut("hot"))
+  opacity = part[..., None]
+  return np.rint(grey * (1 - opacity) + colours * opacity).astype(np.uint8)

@@ -1,0 +1,162 @@
+"""Files and folders, here and remote, and the errors of both as one line.
+
+Paths with a scheme (`gs://bucket/x.png`) go through `etils.epath`, all others through `pathlib`.
+"""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from dmfnet_jax.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+
+def is_remote(path: PathLike) -> bool:
+  """Whether a path is in an object store, where files are written whole."""
+  return "://" in os.fspath(path)
+
+
+def as_path(path: PathLike) -> Any:
+  """Returns a `pathlib.Path`, or an `epath.Path` where the path names a remote place.
+
+  Raises:
+    UserError: `epath` does not know the path's scheme.
+  """
+  if is_remote(path):
+    # Loaded only when asked for: local work needs nothing of it.
+    from etils import epath
+
+    try:
+      return epath.Path(path)
+    except KeyError:
+      scheme = os.fspath(path).partition("://")[0]
+      raise UserError(f"{path}: {scheme}:// is not a place that files can be read from") from None
+  return pathlib.Path(path)
+
+
+def make_folder(path: PathLike) -> Any:
+  """Makes a folder, with those above it, where it is missing; returns it as `as_path` does.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  folder = as_path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{folder}: cannot make this folder: {error.strerror or error}") from error
+  return folder
+
+
+def read_bytes(path: PathLike) -> bytes:
+  """Reads a whole file.
+
+  Raises:
+    UserError: it is missing, a folder or unreadable; the message begins with its name.
+  """
+  try:
+    return as_path(path).read_bytes()
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file") from None
+  except IsADirectoryError:
+    raise UserError(f"{path}: is a folder, not a file") from None
+  except OSError as error:
+    raise UserError(f"{path}: cannot read: {reason(error)}") from error
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+  """Writes a file that appears whole or not at all, as `write_image` does; its folder exists.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    if is_remote(path):
+      as_path(path).write_bytes(data)
+    else:
+      _write_atomically(pathlib.Path(path), data)
+  except OSError as error:
+    raise UserError(f"{path}: cannot write: {reason(error)}") from error
+
+
+def delete(path: PathLike) -> None:
+  """Deletes a file where there is one.
+
+  Raises:
+    UserError: it cannot be deleted.
+  """
+  try:
+    as_path(path).unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f"{path}: cannot delete: {reason(error)}") from error
+
+
+def list_files(folder: PathLike) -> list[Any]:
+  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name.
+
+  Raises:
+    UserError: there is no such folder, or it cannot be read.
+  """
+  try:
+    files = (path for path in _files(folder) if not path.name.startswith("."))
+    return sorted(files, key=lambda path: path.name)  # quicker than comparing paths
+  except FileNotFoundError:
+    raise UserError(f"{folder}: no such folder") from None
+  except NotADirectoryError:
+    raise UserError(f"{folder}: is not a folder") from None
+  except OSError as error:
+    raise UserError(f"{folder}: cannot list: {reason(error)}") from error
+
+
+def file_stem(path: Any) -> str:
+  """What stands before the last dot of a file's name: the name of its pair.
+
+  Composed, because macOS stores names decomposed and pairs must still match across systems.
+  """
+  return compose(path.stem)
+
+
+def compose(name: str) -> str:
+  """A name in Unicode's composed form (NFC)."""
+  return unicodedata.normalize("NFC", name)
+
+
+def reason(error: OSError) -> str:
+  """What an error of the system says, in one line."""
+  return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def _files(folder: PathLike) -> Iterator[Any]:
+  """Yields the files of a folder, in no order."""
+  if is_remote(folder):
+    remote = as_path(folder)
+    if not remote.is_dir():
+      raise FileNotFoundError(folder)
+    # No test of each entry: on an object store that is a request apiece.
+    yield from remote.iterdir()
+    return
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.is_file():
+        yield pathlib.Path(entry.path)
+
+
+def _write_atomically(target: pathlib.Path, data: bytes) -> None:
+  """Writes the file under a hidden name beside its place and moves it there when it is whole."""
+  # Not tempfile: its files are readable by their owner alone, and these are to be shared.
+  temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+  try:
+    with open(temporary, "xb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())  # or a machine that stops could leave an empty file of the final name
+    os.replace(temporary, target)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise

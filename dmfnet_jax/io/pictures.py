@@ -1,0 +1,151 @@
+"""Reading and writing of picture files, and the value range of the networks.
+
+A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first; `decoding` says how
+the kinds of files map to it. Rows and columns are never resampled, and files written here carry no
+EXIF orientation, so they show the way their sources show.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import decoding
+from dmfnet_jax.io.paths import (
+  PathLike,
+  as_path,
+  file_stem,
+  list_files,
+  read_bytes,
+  reason,
+  write_bytes,
+)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""What is a picture in a folder, in lower case; the case of a file's suffix does not matter."""
+
+# No chroma subsampling: a fused picture's colours are as sharp as its luma.
+_WRITE_OPTIONS: dict[str, dict[str, Any]] = {
+  ".png": {"format": "PNG"},
+  ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+  ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+  ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
+  ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
+  ".bmp": {"format": "BMP"},
+}
+
+
+def read_image(path: PathLike) -> np.ndarray:
+  """Reads one PNG, JPEG, TIFF or BMP file (told by its content, not by its suffix).
+
+  Args:
+    path: the file.
+
+  Returns:
+    uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one.
+
+  Raises:
+    UserError: the file is missing, unreadable, broken or of a kind that is refused. The message
+      begins with the file's name.
+  """
+  data = read_bytes(path)
+  try:
+    return decoding.decode(data)
+  except decoding.DecodeError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def read_values(path: PathLike) -> np.ndarray:
+  """Reads one picture file whose numbers are measurements, unscaled: see `decode_values`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    [H, W], uint8, int64 or float32; uint8 [H, W, 3] (red first) for a colour picture.
+
+  Raises:
+    UserError: as `read_image`, but no depth is refused.
+  """
+  data = read_bytes(path)
+  try:
+    return decoding.decode_values(data)
+  except decoding.DecodeError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def write_image(path: PathLike, image: np.ndarray) -> None:
+  """Writes one picture; the suffix picks the format. The file appears whole or not at all.
+
+  A local file is written beside its final place under a hidden name and then moved over it; a
+  remote object appears when its upload is complete. JPEG is written at quality 95 without chroma
+  subsampling, everything else without loss.
+
+  Args:
+    path: where to; its folder exists. An older file there is replaced.
+    image: uint8 [H, W] or [H, W, 3] (red first); or float32 [H, W], which only TIFF holds.
+
+  Raises:
+    UserError: the suffix is not one of `IMAGE_SUFFIXES`, or the file cannot be written.
+    ValueError: the array is not such a picture.
+  """
+  target = as_path(path)
+  options = _WRITE_OPTIONS.get(target.suffix.lower())
+  if options is None:
+    raise UserError(f"{path}: cannot write this format: use one of {', '.join(IMAGE_SUFFIXES)}")
+  image = np.asarray(image)
+  is_grey_or_rgb = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3)
+  is_picture = image.dtype == np.uint8 and is_grey_or_rgb
+  is_float_tiff = image.dtype == np.float32 and image.ndim == 2 and options["format"] == "TIFF"
+  if image.size == 0 or not (is_picture or is_float_tiff):
+    raise ValueError(f"{path}: no picture of this format: {image.dtype} {image.shape}")
+
+  encoded = io.BytesIO()
+  try:
+    Image.fromarray(np.ascontiguousarray(image)).save(encoded, **options)
+  except OSError as error:  # such as a side beyond what the format can hold
+    raise UserError(f"{path}: cannot write: {reason(error)}") from error
+  write_bytes(path, encoded.getvalue())
+
+
+def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, Any]:
+  """Lists the pictures of a folder, without its subfolders.
+
+  Hidden files and files with other suffixes are left out, and so is `STEM_std` where there is a
+  STEM: the deviations that `fuse_files` writes beside its pictures are not pictures to fuse.
+
+  Args:
+    folder: the folder.
+    files: what `list_files` says of it, where that is known: a folder may hold a million.
+
+  Returns:
+    `file_stem` -> path, in the order of the stems.
+
+  Raises:
+    UserError: there is no such folder, or two files have the same stem.
+  """
+  found: dict[str, list[Any]] = {}
+  for path in list_files(folder) if files is None else files:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+      found.setdefault(file_stem(path), []).append(path)
+  for stem in list(found):
+    if stem.endswith("_std") and stem.removesuffix("_std") in found:
+      del found[stem]
+  for paths in found.values():
+    if len(paths) > 1:
+      first, second = sorted(path.name for path in paths)[:2]
+      raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
+  return {stem: found[stem][0] for stem in sorted(found)}
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+  """Maps uint8 0..255 to float32 [-1, 1], the range of the network; any shape."""
+  return np.asarray(image).astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+
+
+def from_float(image: np.ndarray) -> np.ndarray:
+  """Maps float [-1, 1] to uint8 0..255, clipping what lies outside and rounding; any shape."""
+  clipped = np.clip(np.asarray(image, np.float32), -1, 1)
+  return np.rint((clipped + 1) * np.float32(127.5)).astype(np.uint8)

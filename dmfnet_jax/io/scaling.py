@@ -1,0 +1,204 @@
+"""From measured values to pictures: windows (value range to black and white) and colour maps.
+
+A window (lo, hi) maps lo and all below to 0, hi and all above to 255, linearly between, rounded.
+Everything is a pure function of the values and the window, so a window that was printed and stored
+gives the same bytes again. What is not a number (NaN) counts as no signal and becomes 0.
+
+Colour maps are uint8 [256, 3], red first. The named ones, linear between knots:
+
+| name | colours | |
+|---|---|---|
+| hot | black, red, orange, white | DICOM's Hot Iron palette |
+| pet | black, teal, violet, orange, white | DICOM's PET palette |
+| spectrum | black, blue, cyan, green, yellow, red, white | the usual rainbow |
+
+The network sees the luma of the coloured picture. Only `hot` grows in luma all the way; the other
+two turn back on themselves, as rainbows do.
+"""
+
+import math
+
+import numpy as np
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
+
+Window = tuple[float, float]
+
+PERCENTILES = (0.5, 99.5)
+"""Of the finite voxels that are not zero: the window where none is given."""
+
+AUTO = "auto"
+"""Instead of two numbers: take the percentiles."""
+
+# Position of 0..255, red, green, blue. DICOM PS3.6 annex B.1 tabulates the first two; rounding
+# apart, these are the same colours.
+_KNOTS: dict[str, tuple[tuple[int, int, int, int], ...]] = {
+  "hot": ((0, 0, 0, 0), (128, 255, 0, 0), (192, 255, 128, 0), (255, 255, 255, 255)),
+  "pet": (
+    (0, 0, 0, 0),
+    (64, 0, 128, 128),
+    (128, 128, 0, 255),
+    (192, 255, 128, 0),
+    (255, 255, 255, 255),
+  ),
+  "spectrum": (
+    (0, 0, 0, 0),
+    (43, 0, 0, 255),
+    (85, 0, 255, 255),
+    (128, 0, 255, 0),
+    (170, 255, 255, 0),
+    (213, 255, 0, 0),
+    (255, 255, 255, 255),
+  ),
+}
+LUT_NAMES = tuple(_KNOTS)
+
+_MAX_LUT_BYTES = 1 << 20  # a table of 256 lines has some thousand
+
+
+def parse_window(text: str) -> Window | str:
+  """Reads a window from a command line.
+
+  Args:
+    text: "lo,hi", or "auto".
+
+  Returns:
+    (lo, hi), or `AUTO`.
+
+  Raises:
+    UserError: it is neither, a number is not finite, or lo is not below hi.
+  """
+  if text.strip().lower() == AUTO:
+    return AUTO
+  try:
+    low, high = (float(part) for part in text.split(","))
+  except ValueError:
+    raise UserError(f"window {text!r}: give two numbers LO,HI, or {AUTO}") from None
+  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    raise UserError(f"window {text!r}: LO must lie below HI, and both must be finite")
+  return low, high
+
+
+def percentile_window(data: np.ndarray) -> Window:
+  """The window from `PERCENTILES` of the values that are finite and not zero.
+
+  Zero is left out because it is what surrounds a head, in any amount. The result is rounded to six
+  digits, so that what is printed is what was used. Where the percentiles fall together (a mask, a
+  few hot voxels) it is the whole range.
+
+  Args:
+    data: any shape, any real dtype.
+
+  Returns:
+    (lo, hi) with lo < hi.
+
+  Raises:
+    UserError: all values are the same, or none is finite.
+  """
+  finite = data[np.isfinite(data)]
+  if not finite.size:
+    raise UserError("holds no finite value")
+  whole = float(finite.min()), float(finite.max())
+  if whole[0] == whole[1]:
+    raise UserError(f"every value is {whole[0]:g}: there is nothing to fuse")
+  signal = finite[finite != 0].astype(np.float64)
+  low, high = (float(f"{value:.6g}") for value in np.percentile(signal, PERCENTILES))
+  return (low, high) if low < high else whole
+
+
+def to_uint8(data: np.ndarray, window: Window) -> np.ndarray:
+  """Maps values through a window.
+
+  Args:
+    data: [N, ...], any real dtype; NaN becomes 0, infinities the ends.
+    window: (lo, hi) with lo < hi.
+
+  Returns:
+    uint8 of data's shape.
+  """
+  low, high = window
+  result = np.empty(data.shape, np.uint8)
+  for i, part in enumerate(data):  # a plane at a time: a volume in float64 would be large
+    # Halves first: the distance between two huge ends may overflow.
+    scaled = (part.astype(np.float64) / 2 - low / 2) / (high / 2 - low / 2)
+    result[i] = np.rint(np.nan_to_num(np.clip(scaled, 0, 1) * 255, nan=0.0))
+  return result
+
+
+def read_lut(name: str) -> np.ndarray:
+  """Returns a colour map by name, or from a file.
+
+  A file holds either text, one colour a line (three numbers, 0..255, or 0..1 where none is larger
+  than 1, between spaces or commas; a fourth in front is taken for the line's number; headings and
+  lines that begin with # are passed over; any number of lines from two, spread evenly), or the 768
+  bytes of ImageJ: 256 of red, of green, of blue.
+
+  Args:
+    name: one of `LUT_NAMES`, or a file.
+
+  Returns:
+    uint8 [256, 3].
+
+  Raises:
+    UserError: no such name or file, or not a table of colours.
+  """
+  if name in _KNOTS:
+    knots = np.array(_KNOTS[name], np.float64)
+    return _spread(knots[:, 0], knots[:, 1:])
+  try:
+    path = paths.as_path(name)
+    if path.is_file() and path.stat().st_size > _MAX_LUT_BYTES:
+      raise UserError(f"{name}: too large for a colour map")
+    data = path.read_bytes()
+  except OSError:
+    names = ", ".join(LUT_NAMES)
+    raise UserError(f"{name}: no colour map of this name ({names}) and no readable file") from None
+  if len(data) == 3 * 256:
+    return np.frombuffer(data, np.uint8).reshape(3, 256).T.copy()
+  colours = _parse_colours(name, data)
+  if colours.max() <= 1:
+    colours *= 255
+  return _spread(np.linspace(0, 255, len(colours)), colours)
+
+
+def apply_lut(grey: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """Colours uint8 [...] with a map, uint8 [256, 3]: uint8 [..., 3]."""
+  return table[grey]
+
+
+def describe(window: Window) -> str:
+  """A window in words that lose nothing: "-20 to 80"."""
+  return f"{number(window[0])} to {number(window[1])}"
+
+
+def number(value: float) -> str:
+  """The shortest text that reads back as the same number."""
+  return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
+
+
+def _spread(positions: np.ndarray, colours: np.ndarray) -> np.ndarray:
+  """Interpolates colours [N, 3] at positions [N] of 0..255 to uint8 [256, 3]."""
+  channels = [np.interp(np.arange(256), positions, channel) for channel in colours.T]
+  return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _parse_colours(name: str, data: bytes) -> np.ndarray:
+  """Reads a table's text: float64 [N, 3] within 0..255."""
+  rows: list[list[float]] = []
+  for number_of_line, line in enumerate(data.decode("latin-1").splitlines(), start=1):
+    fields = line.partition("#")[0].replace(",", " ").replace(";", " ").split()
+    try:
+      values = [float(field) for field in fields]
+    except ValueError:
+      if rows:
+        raise UserError(f"{name}: line {number_of_line} holds no colour") from None
+      continue  # a heading
+    if not values:
+      continue
+    if len(values) not in (3, 4) or not all(0 <= value <= 255 for value in values[-3:]):
+      raise UserError(f"{name}: line {number_of_line} is not three numbers from 0 to 255")
+    rows.append(values[-3:])
+  if len(rows) < 2:
+    raise UserError(f"{name}: not a colour map: fewer than two lines of three numbers")
+  return np.array(rows, np.float64)

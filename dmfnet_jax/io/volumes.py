@@ -1,0 +1,25 @@
+"""Reads a volume of any kind."""
+
+from typing import Any
+
+from dmfnet_jax.io import nifti
+from dmfnet_jax.io.grids import Volume
+
+DICOM = "DICOM series"
+
+
+def read_volume(path: Any, kind: str) -> Volume:
+  """Reads a NIfTI file, or a DICOM file or series.
+
+  Args:
+    path: the file, or the folder of a series.
+    kind: `DICOM`; anything else is NIfTI.
+
+  Raises:
+    UserError: it cannot be read, or is not one volume.
+  """
+  if kind != DICOM:
+    return nifti.read_nifti(path)
+  from dmfnet_jax.io.dicom import read_dicom  # it loads pydicom
+
+  return read_dicom(path)

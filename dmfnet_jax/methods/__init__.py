@@ -1,0 +1,35 @@
+"""The methods by name. A method's module is loaded when it is asked for."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.methods import parts
+from dmfnet_jax.methods.method import Method
+
+OLDEST = "dmfnet"
+"""The method of model files and checkpoints that name none: there was one."""
+
+# What is no method, although it stands in this folder.
+_OTHERS = frozenset({"method", "parts"})
+
+
+def names() -> Sequence[str]:
+  """The methods that there are, sorted: each file or folder here that is named after one."""
+  return sorted(
+    module.name for module in pkgutil.iter_modules(__path__) if module.name not in _OTHERS
+  )
+
+
+def get(name: str) -> Method:
+  """The method of a name: its module's `METHOD`; or "module:attribute", one of a user's own.
+
+  Raises:
+    UserError: there is none, and the message lists those that there are; or see `parts.find`.
+  """
+  if parts.is_foreign(name):
+    return parts.find("method", name, {})
+  if name not in names():
+    raise UserError(f"unknown method {name!r}: give one of {', '.join(names())}")
+  return importlib.import_module(f"{__name__}.{name}").METHOD

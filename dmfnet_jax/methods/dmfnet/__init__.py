@@ -1,0 +1,111 @@
+"""DM-FNet (arXiv 2506.15218): a UNet learns to denoise, then a head fuses its features.
+
+Stage 1 trains the UNet. Stage 2 trains the fusion head on the frozen UNet's features of both
+sources, noised at a few steps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dmfnet_jax.diffusion.schedule import make_schedule
+from dmfnet_jax.methods.dmfnet import config, features, stages, torch
+from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet
+from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params
+
+# The largest activations (the finest level's) that are held at once: so many per pass that runs,
+# and so many for the sums over the timesteps or the head. From compiled programs; a test compares.
+_ACTIVATIONS_PER_PASS = 4.0
+_ACTIVATIONS_BESIDES = 4.5
+
+
+def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], Images]:
+  """Noise, the UNet's features and the head; see `Method.fuse`."""
+  schedule = make_schedule(**config["features"]["schedule"])
+  timesteps = tuple(config["features"]["timesteps"])
+  noise = config["features"]["noise"]
+  fuse_noised = fuse_noisy(config, compute)
+
+  def apply(params: Params, images: Images, keys: Array) -> Images:
+    sources = images["a"], images["b"]
+    noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
+    return {"fused": fuse_noised(params, *noisy, sources)}
+
+  return apply
+
+
+def fuse_noisy(config: Config, compute: Compute) -> Callable[..., Array]:
+  """The deterministic part of `fuse`: noised sources [T, B, H, W, 1] twice and levels [T]."""
+  unet = build_unet(config["unet"], compute.dtype)
+  head = build_fusion_head(
+    config["fusion_head"], config["unet"], len(config["features"]["timesteps"]), compute.dtype
+  )
+
+  def apply(
+    params: Params,
+    noisy_a: Array,
+    noisy_b: Array,
+    noise_levels: Array,
+    sources: tuple[Array, Array] | None = None,
+  ) -> Array:
+    return features.fuse_noisy(
+      unet,
+      head,
+      params,
+      noisy_a,
+      noisy_b,
+      noise_levels,
+      sources=sources,
+      source=config["features"]["source"],
+      passes_per_step=compute.parts_per_step,
+    )
+
+  return apply
+
+
+def memory(
+  config: Config, size: tuple[int, ...], pairs: int, passes: int, bytes_per_value: int
+) -> int:
+  """About how much memory the activations take at their peak, without compiling.
+
+  Args:
+    config: the model config.
+    size: height and width of the padded pictures.
+    pairs: fused at a time.
+    passes: of the UNet that run as one batch.
+    bytes_per_value: of the compute dtype.
+
+  Returns:
+    Bytes: at least what XLA's CPU compiler plans (`Engine.temporary_bytes`), and at most twice that
+    for pictures that are not tiny.
+  """
+  unet = config["unet"]
+  pixels = size[0] * size[1]
+  activation = pixels * unet["width"] * unet["multipliers"][0] * 4
+  positions = pixels // stride(config) ** 2
+  attention = 2 * 4 * positions**2 * passes  # scores and weights, float32
+  # Norms and sums over timesteps are float32 in every dtype, the rest follows it.
+  follows = 0.3 + 0.7 * bytes_per_value / 4
+  activations = follows * _ACTIVATIONS_PER_PASS * passes + _ACTIVATIONS_BESIDES
+  return int(pairs * (activation * activations + attention))
+
+
+def stride(config: Mapping[str, Any]) -> int:
+  """Sides are multiples of this: the UNet halves them at each level but the first."""
+  return 2 ** (len(config["unet"]["multipliers"]) - 1)
+
+
+METHOD = Method(
+  defaults=config.defaults,
+  model=("unet", "fusion_head", "features", "loss"),
+  check=config.check,
+  stages={1: stages.denoising, 2: stages.fusion},
+  networks=("unet", "fusion_head"),
+  fuse=fuse,
+  extras={"fuse_noisy": fuse_noisy},
+  is_random=True,
+  stride=stride,
+  parts=lambda config: 2 * len(config["features"]["timesteps"]),
+  memory=memory,
+  from_torch=torch.from_torch,
+  torch_parts={"unet": "I630000_E14000_gen.pth", "fusion_head": "MIF.pth or IVIF.pth"},
+)

@@ -1,0 +1,197 @@
+"""From two clean images to the fused one: noise, UNet features, fusion head (SPEC, Stage II).
+
+Images are NHWC float32 in [-1, 1]. T timesteps and two sources make 2 T passes of the UNet.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.diffusion.schedule import NoiseSchedule, sample_noise_level
+from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
+from dmfnet_jax.methods.dmfnet.unet import UNet
+
+Array = jax.Array
+
+
+def noise_sources(
+  schedule: NoiseSchedule,
+  timesteps: Sequence[int],
+  a: Array,
+  b: Array,
+  keys: Array,
+  *,
+  noise: bool = True,
+) -> tuple[Array, Array, Array]:
+  """Noises both sources at every timestep.
+
+  Args:
+    schedule: Stage II's noise schedule (linear in the paper).
+    timesteps: steps in 1..T_max, ascending.
+    a: [B, H, W, 1] the MRI.
+    b: [B, H, W, 1] the other modality's luma.
+    keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
+    noise: whether noise is added; without (an ablation) nothing is drawn, and the images are only
+      scaled to the levels G[t].
+
+  Returns:
+    noisy_a and noisy_b [T, B, H, W, 1], and the noise levels [T, B], drawn per pair and shared by
+    its two sources.
+  """
+
+  def noise_pair(key: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
+    level_key, a_key, b_key = jax.random.split(key, 3)
+    t = jnp.asarray(timesteps)
+    levels = sample_noise_level(schedule, level_key, t) if noise else schedule.noise_levels[t]
+
+    def noised(key: Array, x: Array) -> Array:
+      shape = (len(timesteps), *x.shape)
+      drawn = jax.random.normal(key, shape) if noise else jnp.zeros(shape)
+      return gaussian.q_sample(x[None], levels, drawn)
+
+    return noised(a_key, a), noised(b_key, b), levels
+
+  return jax.vmap(noise_pair, out_axes=1)(keys, a, b)
+
+
+def extract_features(
+  unet: UNet,
+  params: Mapping[str, Any],
+  noisy_a: Array,
+  noisy_b: Array,
+  noise_levels: Array,
+  *,
+  source: str = "decoder",
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+  """Runs the frozen UNet over all timesteps of both sources, as one batch.
+
+  Args:
+    unet: the UNet.
+    params: its parameters.
+    noisy_a: [T, B, H, W, 1].
+    noisy_b: [T, B, H, W, 1].
+    noise_levels: [T] or [T, B].
+    source: "decoder" or "encoder" features.
+
+  Returns:
+    The features of a and of b: a [T, B, h, w, c] array a level, coarse to fine.
+  """
+  timesteps = noisy_a.shape[0]
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+  features = _run_unet(unet, params, images, levels, source)
+  return tuple(f[:timesteps] for f in features), tuple(f[timesteps:] for f in features)
+
+
+def fuse_noisy(
+  unet: UNet,
+  head: FusionHead,
+  params: Mapping[str, Any],
+  noisy_a: Array,
+  noisy_b: Array,
+  noise_levels: Array,
+  *,
+  sources: tuple[Array, Array] | None = None,
+  source: str = "decoder",
+  passes_per_step: int | None = None,
+) -> Array:
+  """Fuses noised sources; no randomness.
+
+  Args:
+    unet: the UNet.
+    head: the fusion head.
+    params: {"unet", "fusion_head"}.
+    noisy_a: [T, B, H, W, 1].
+    noisy_b: [T, B, H, W, 1].
+    noise_levels: [T] or [T, B].
+    sources: the clean images [B, H, W, 1], for a head that blends them (see `FusionHead`); None:
+      they are estimated as the least noisy ones, rescaled.
+    source: "decoder" or "encoder" features.
+    passes_per_step: how many of the 2 T passes run as one batch; must divide 2 T. None: all. With
+      fewer, the passes follow one another, and of each only what it adds to the fusion of the
+      timesteps is kept: the memory holds the activations of so many passes and one set of features
+      a source, instead of T.
+
+  Returns:
+    The fused image [B, H, W, 1], float32 in [-1, 1].
+
+  Raises:
+    ValueError: `passes_per_step` does not divide 2 T, or shapes do not fit the model.
+  """
+  timesteps = noisy_a.shape[0]
+  passes = 2 * timesteps
+  chunk = passes_per_step or passes
+  if passes % chunk:
+    raise ValueError(f"passes_per_step must divide {passes}, got {chunk}")
+  variables = {"params": params["fusion_head"]}
+  if sources is None:
+    level = jnp.reshape(noise_levels, (timesteps, -1))[0][:, None, None, None]
+    sources = noisy_a[0] / level, noisy_b[0] / level
+  if chunk == passes:
+    features = extract_features(unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source)
+    return head.apply(variables, *features, sources)
+
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+
+  def shares(images: Array, levels: Array, indices: Array) -> list[tuple[Array, ...]]:
+    """What each pass of a step adds to the sums: a [B, h, w, c] array a level."""
+    features = _run_unet(unet, params["unet"], images, levels, source)
+    head.check([timesteps] * len(features), features)
+    return [
+      head.apply(variables, [f[i] for f in features], indices[i] % timesteps, method="share")
+      for i in range(chunk)
+    ]
+
+  def step(totals: list[Array], inputs: tuple[Array, ...]) -> tuple[list[Array], None]:
+    for i, share in enumerate(shares(*inputs)):
+      of_source = inputs[-1][i] // timesteps  # 0: a, 1: b
+      totals = [total.at[of_source].add(x) for total, x in zip(totals, share, strict=True)]
+    return totals, None
+
+  inputs = jax.tree.map(
+    lambda x: x.reshape(-1, chunk, *x.shape[1:]), (images, levels, jnp.arange(passes))
+  )
+  first = jax.eval_shape(shares, *(x[0] for x in inputs))[0]
+  totals = [jnp.zeros((2, *x.shape), x.dtype) for x in first]
+  totals, _ = jax.lax.scan(step, totals, inputs)
+  totals_a, totals_b = ([t[i] for t in totals] for i in range(2))
+  return head.apply(variables, totals_a, totals_b, sources, method="fuse")
+
+
+def _passes(noisy_a: Array, noisy_b: Array, noise_levels: Array) -> tuple[Array, Array]:
+  """The UNet's inputs: images [2 T, B, H, W, 1], those of a first, and their levels [2 T, B]."""
+  timesteps, batch = noisy_a.shape[:2]
+  levels = jnp.broadcast_to(jnp.reshape(noise_levels, (timesteps, -1)), (timesteps, batch))
+  return jnp.concatenate([noisy_a, noisy_b]), jnp.concatenate([levels, levels])
+
+
+def _run_unet(
+  unet: UNet, params: Mapping[str, Any], images: Array, levels: Array, source: str
+) -> tuple[Array, ...]:
+  """Features [P, B, h, w, c], a level each, of images [P, B, H, W, 1] at levels [P, B]."""
+  features = unet.apply(
+    {"params": params},
+    images.reshape(-1, *images.shape[2:]),
+    levels.reshape(-1),
+    source,
+    method="fusion_features",
+  )
+  return tuple(f.reshape(*images.shape[:2], *f.shape[1:]) for f in features)
+
+
+def init_head(key: Array, unet: UNet, head: FusionHead, source: str) -> Any:
+  """Initialises the head's parameters for the features of a UNet; nothing is computed."""
+  size = 2 ** (len(unet.multipliers) - 1)
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  level = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+  def run(key: Array, image: Array, level: Array) -> tuple[Array, ...]:
+    return unet.apply(unet.init(key, image, level), image, level, source, method="fusion_features")
+
+  stacked = [
+    jax.ShapeDtypeStruct((head.num_timesteps, *f.shape), f.dtype)
+    for f in jax.eval_shape(run, key, image, level)
+  ]
+  return head.lazy_init(key, stacked, stacked, (image, image))["params"]

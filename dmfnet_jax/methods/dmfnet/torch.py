@@ -1,0 +1,264 @@
+"""Weights of the published PyTorch program, read and written.
+
+State dictionaries are mappings of the published names to numpy arrays in PyTorch's layout
+(`interop.torch`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
+from dmfnet_jax.methods.dmfnet.unet import UNet
+
+StateDict = Mapping[str, np.ndarray]
+Params = dict[str, Any]
+
+# (a layer here, the same layer there). In the second column {even} is 2 * level, {odd} is one more.
+UNET_LAYERS = (
+  (r"noise_level_mlp/dense1", "noise_level_mlp.1"),
+  (r"noise_level_mlp/dense2", "noise_level_mlp.3"),
+  (r"init_conv", "init_conv"),
+  (r"(?P<part>\w+)_(?P<i>\d+)/noise_shift", "{part}.{i}.res_block.noise_func.noise_func.0"),
+  (r"(?P<part>\w+)_(?P<i>\d+)/norm(?P<n>[12])", "{part}.{i}.res_block.block{n}.block.0"),
+  (r"(?P<part>\w+)_(?P<i>\d+)/conv(?P<n>[12])", "{part}.{i}.res_block.block{n}.block.3"),
+  (r"(?P<part>\w+)_(?P<i>\d+)/residual", "{part}.{i}.res_block.res_conv"),
+  (r"(?P<part>\w+)_(?P<i>\d+)/attention/(?P<layer>norm|qkv|out)", "{part}.{i}.attn.{layer}"),
+  (r"downs_(?P<i>\d+)", "downs.{i}.conv"),
+  (r"ups_(?P<i>\d+)/conv", "ups.{i}.conv"),
+  (r"final_norm", "final_conv.block.0"),
+  (r"final_conv", "final_conv.block.3"),
+)
+FUSION_HEAD_LAYERS = (
+  (r"timestep_fusion_(?P<level>\d+)/conv1", "decoder.{even}.block.0"),
+  (r"timestep_fusion_(?P<level>\d+)/conv2", "decoder.{even}.block.2"),
+  (r"attention_(?P<level>\d+)/spatial", "decoder.{odd}.att.sa.sa"),
+  (r"attention_(?P<level>\d+)/squeeze", "decoder.{odd}.att.ca.ca.0"),
+  (r"attention_(?P<level>\d+)/excite", "decoder.{odd}.att.ca.ca.2"),
+  (r"attention_(?P<level>\d+)/pixel", "decoder.{odd}.att.pa.pa2"),
+  (r"skip_(?P<level>\d+)/conv1", "decoder.{odd}.block1.0"),
+  (r"skip_(?P<level>\d+)/conv2", "decoder.{odd}.block1.2"),
+  (r"block_(?P<level>\d+)/conv1", "decoder.{odd}.block.0"),
+  (r"block_(?P<level>\d+)/conv2", "decoder.{odd}.block.2"),
+  (r"out1", "rgb_decode2.conv"),
+  (r"out2", "rgb_decode1.conv"),
+)
+
+UNET_PREFIX = "denoise_fn."
+# The published program's own; a checkpoint's shapes do not tell them.
+NORM_GROUPS = 32
+TIMESTEPS = (5, 10, 20)
+
+
+def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GROUPS) -> dict:
+  """Infers the UNet's sizes from a checkpoint's names and shapes.
+
+  Args:
+    state_dict: the checkpoint, with or without the prefix "denoise_fn.".
+    norm_groups: groups of its normalisations, which the shapes do not tell.
+
+  Returns:
+    `width`, `multipliers`, `num_res_blocks`, `norm_groups` and `attention_levels` of
+    `dmfnet_jax.methods.dmfnet.unet.UNet`.
+
+  Raises:
+    UserError: this is no UNet of this family.
+  """
+  state = _unet_state(state_dict)
+  if "init_conv.weight" not in state:
+    other = " (but it looks like a fusion head: are the two files swapped?)" * _is_head(state_dict)
+    raise UserError(f"not a DM-FNet UNet checkpoint: it has no init_conv.weight{other}")
+  width = state["init_conv.weight"].shape[0]
+  # A level's blocks carry its width; a downsampling ends the level.
+  level_widths: list[int | None] = [None]
+  blocks_of_first = 0
+  attention_levels = []
+  for i in sorted({int(key.split(".")[1]) for key in state if re.match(r"downs\.\d+\.", key)}):
+    if not any(key.startswith(f"downs.{i}.res_block.") for key in state):
+      level_widths.append(None)
+      continue
+    level = len(level_widths) - 1
+    blocks_of_first += level == 0
+    kernel = state.get(f"downs.{i}.res_block.block2.block.3.weight")
+    if kernel is not None:
+      level_widths[-1] = kernel.shape[0]
+    if f"downs.{i}.attn.qkv.weight" in state and level not in attention_levels:
+      attention_levels.append(level)
+  for level, level_width in enumerate(level_widths):
+    if level_width is None or level_width % width:
+      raise UserError(
+        f"not a DM-FNet UNet checkpoint: level {level} is {level_width or 0} wide, "
+        f"which is no multiple of the stem's {width}"
+      )
+    if level_width % norm_groups:
+      raise UserError(
+        f"level {level} is {level_width} wide, which {norm_groups} normalisation groups do not "
+        "divide: call dmfnet_jax.methods.dmfnet.torch.convert with the right norm_groups"
+      )
+  return {
+    "width": width,
+    "multipliers": tuple(w // width for w in level_widths if w is not None),
+    "num_res_blocks": blocks_of_first,
+    "norm_groups": norm_groups,
+    "attention_levels": tuple(attention_levels),
+  }
+
+
+def fusion_head_config_from_torch(state_dict: StateDict) -> dict:
+  """Infers the fusion head's sizes from a checkpoint's names and shapes.
+
+  Returns:
+    `level_widths` and `num_timesteps` of `dmfnet_jax.methods.dmfnet.fusion_head.FusionHead`.
+
+  Raises:
+    UserError: this is no fusion head of this family.
+  """
+  level_widths: list[int] = []
+  while (key := f"decoder.{2 * len(level_widths) + 1}.att.pa.pa2.weight") in state_dict:
+    level_widths.append(state_dict[key].shape[0])
+  if not level_widths:
+    unet = any("init_conv" in key for key in state_dict)
+    other = " (but it looks like a UNet: are the two files swapped?)" * unet
+    raise UserError(f"not a DM-FNet fusion head: it has no decoder.1.att.pa.pa2.weight{other}")
+  # Timestep fusion takes all timesteps' channels; with one timestep there is none.
+  num_timesteps = 1
+  for level, width in enumerate(level_widths):
+    if (entry := state_dict.get(f"decoder.{2 * level}.block.0.weight")) is not None:
+      num_timesteps = entry.shape[1] // width
+  return {"level_widths": tuple(level_widths), "num_timesteps": num_timesteps}
+
+
+def unet_params_from_torch(
+  state_dict: StateDict, *, norm_groups: int = NORM_GROUPS, name: str = "the UNet checkpoint"
+) -> Params:
+  """Turns a published UNet's state dictionary into parameters of `UNet`.
+
+  Args:
+    state_dict: the checkpoint. Where the prefix "denoise_fn." occurs, everything outside it
+      (buffers of the noise schedule) is ignored.
+    norm_groups: see `unet_config_from_torch`.
+    name: what error messages call the checkpoint.
+
+  Raises:
+    UserError: keys are missing, unexpected or of the wrong shape; all are counted.
+  """
+  config = unet_config_from_torch(state_dict, norm_groups=norm_groups)
+  return torch_names.from_state_dict(
+    _unet_state(state_dict), _unet_shapes(config), UNET_LAYERS, name
+  )
+
+
+def fusion_head_params_from_torch(
+  state_dict: StateDict, *, name: str = "the fusion head checkpoint"
+) -> Params:
+  """Turns a published fusion head's state dictionary into parameters of `FusionHead`.
+
+  Raises:
+    UserError: keys are missing, unexpected or of the wrong shape; all are counted.
+  """
+  config = fusion_head_config_from_torch(state_dict)
+  return torch_names.from_state_dict(
+    state_dict, _fusion_head_shapes(config), FUSION_HEAD_LAYERS, name
+  )
+
+
+def unet_params_to_torch(params: Params) -> dict[str, np.ndarray]:
+  """Turns parameters of `UNet` into the published program's (prefix "denoise_fn.", no buffers)."""
+  state = torch_names.to_state_dict(params, UNET_LAYERS)
+  return {UNET_PREFIX + key: value for key, value in state.items()}
+
+
+def fusion_head_params_to_torch(params: Params) -> dict[str, np.ndarray]:
+  """Turns parameters of `FusionHead` into the published program's.
+
+  Raises:
+    ValueError: the head is an ablation that the published program does not have.
+  """
+  return torch_names.to_state_dict(params, FUSION_HEAD_LAYERS)
+
+
+def _unet_state(state_dict: StateDict) -> StateDict:
+  inside = {
+    key.removeprefix(UNET_PREFIX): value
+    for key, value in state_dict.items()
+    if key.startswith(UNET_PREFIX)
+  }
+  return inside or state_dict
+
+
+def _is_head(state_dict: StateDict) -> bool:
+  return any(key.startswith("rgb_decode") for key in state_dict)
+
+
+def _shapes(module: Any, *args: Any) -> dict[str, tuple[int, ...]]:
+  variables = jax.eval_shape(module.init, jax.random.key(0), *args)
+  flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+  return {path: value.shape for path, value in flat.items()}
+
+
+def _unet_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+  size = 2 ** (len(config["multipliers"]) - 1)
+  return _shapes(UNet(**config), jnp.zeros((1, size, size, 1)), jnp.zeros((1,)))
+
+
+def _fusion_head_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+  sizes = [4 * 2**level for level in range(len(config["level_widths"]))]
+  features = tuple(
+    jnp.zeros((config["num_timesteps"], 1, size, size, width))
+    for size, width in zip(sizes, config["level_widths"], strict=True)
+  )
+  return _shapes(FusionHead(**config), features, features)
+
+
+def from_torch(
+  parts: Mapping[str, StateDict],
+  *,
+  norm_groups: int = NORM_GROUPS,
+  timesteps: Sequence[int] = TIMESTEPS,
+) -> tuple[Params, dict[str, Any]]:
+  """Converts the published program's two checkpoints; see `Method.from_torch`.
+
+  Args:
+    parts: the state dictionaries "unet" and "fusion_head".
+    norm_groups: groups of the UNet's normalisations; the checkpoints do not tell.
+    timesteps: steps whose features the head was trained on; it tells only how many.
+
+  Raises:
+    UserError: a checkpoint does not fit, or the two do not belong together.
+  """
+  missing = {"unet", "fusion_head"} - parts.keys()
+  if missing:
+    raise UserError(f"the published weights are two files: {' and '.join(sorted(missing))} missing")
+  # "module." is torch's DataParallel's.
+  unet, head = (
+    {key.removeprefix("module."): value for key, value in parts[part].items()}
+    for part in ("unet", "fusion_head")
+  )
+  unet_config = unet_config_from_torch(unet, norm_groups=norm_groups)
+  head_config = fusion_head_config_from_torch(head)
+  params = {
+    "unet": unet_params_from_torch(unet, norm_groups=norm_groups),
+    "fusion_head": fusion_head_params_from_torch(head),
+  }
+  offered = tuple(unet_config["width"] * m for m in reversed(unet_config["multipliers"]))
+  if head_config["level_widths"] != offered:
+    raise UserError(
+      f"the fusion head takes features of widths {head_config['level_widths']}, but the UNet gives "
+      f"{offered}: the two files do not belong together"
+    )
+  if head_config["num_timesteps"] != len(timesteps):
+    raise UserError(
+      f"the fusion head takes features of {head_config['num_timesteps']} timesteps, not of "
+      f"{tuple(timesteps)}: call dmfnet_jax.weights.convert.convert with the right timesteps"
+    )
+  features = {"timesteps": tuple(timesteps)}
+  return params, {"unet": unet_config, "fusion_head": {}, "features": features}

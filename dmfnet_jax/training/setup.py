@@ -1,0 +1,190 @@
+"""From a config to what a run trains: checks, the networks it begins with, state and step."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from dmfnet_jax import methods
+from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
+from dmfnet_jax.methods.method import Method, Params, Stage, select
+from dmfnet_jax.training import distributed, nonfinite, steps
+from dmfnet_jax.training.state import Optimizers, TrainState, continue_from, create_train_state
+from dmfnet_jax.weights import files, load_params, workdir
+
+
+class Setup(NamedTuple):
+  """What a config stands for.
+
+  Attributes:
+    config: the run's, with the sections that came with its start; locked.
+    method: the method.
+    stage: what is trained.
+    frozen: networks that stay as they are.
+  """
+
+  config: ml_collections.ConfigDict
+  method: Method
+  stage: Stage
+  frozen: Params
+
+
+def check_config(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
+  """Refuses a config that cannot be trained on these devices.
+
+  Args:
+    config: the run's config.
+    devices: how many devices; by default those that there are.
+
+  Raises:
+    UserError: one line that names the field.
+  """
+  devices = devices or jax.device_count()
+  if config.batch_size < 1 or config.batch_size % devices:
+    raise UserError(
+      f"config.batch_size={config.batch_size} is global and must be a multiple of the "
+      f"{devices} devices"
+    )
+  _check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
+  _check_choice("on_nonfinite", config.on_nonfinite, nonfinite.POLICIES)
+  for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
+    if config[name] < 1:
+      raise UserError(f"config.{name}={config[name]} must be at least 1")
+  method = methods.get(config.method)
+  if not method.stages:
+    raise UserError(f"{config.method} is not trained: it fuses with a model from elsewhere")
+  _check_choice("stage", config.stage, method.stages)
+  method.check(config)
+
+
+def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
+  if value not in known:
+    raise UserError(f"config.{field} is one of {', '.join(map(repr, known))}, not {value!r}")
+
+
+def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
+  """Finds the networks that a run keeps, and leaves copies of them in its workdir.
+
+  Args:
+    config: the run's config, checked.
+    run_folder: its workdir; the copies in it win, so that a resumed run has the same networks.
+
+  Raises:
+    UserError: what `start`, or another field, names does not hold the networks.
+  """
+  config, start = _with_start(config, run_folder)
+  method = methods.get(config.method)
+  method.check(config)
+  stage = method.stages[config.stage](config)
+  frozen: Params = {}
+  for field in sorted(set(stage.frozen.values())):
+    networks = [name for name, where in stage.frozen.items() if where == field]
+    params, sections = start if field == "start" and start else _load(config, field, run_folder)
+    missing = [name for name in networks if name not in params]
+    if missing:
+      raise UserError(
+        f"config.{field}={config[field]} has no {missing[0]}: name a model that has it"
+      )
+    chosen = select(params, networks)
+    copy = workdir.frozen_file(run_folder, field)
+    if not distributed.all_agree(copy.exists()) and jax.process_index() == 0:
+      files.save_weights(copy, chosen, sections)
+    frozen |= chosen
+  return Setup(config, method, stage, frozen)
+
+
+def _with_start(
+  config: ml_collections.ConfigDict, run_folder: Any
+) -> tuple[ml_collections.ConfigDict, tuple[Params, dict[str, Any]] | None]:
+  """Adds the sections of the model that a later stage begins from; returns that model, too."""
+  has_copy = distributed.all_agree(workdir.frozen_file(run_folder, "start").exists())
+  is_first = config.stage == min(methods.get(config.method).stages)
+  if not config.start and not has_copy:
+    if is_first:
+      return config, None
+    raise UserError("config.start is empty: name the earlier stage's workdir or a model file")
+  start = _load(config, "start", run_folder)
+  return with_sections(config, start[1]), start
+
+
+def _load(
+  config: ml_collections.ConfigDict, field: str, run_folder: Any
+) -> tuple[Params, dict[str, Any]]:
+  """Reads the copy of what a config field names, or where there is none itself."""
+  copy = workdir.frozen_file(run_folder, field)
+  if distributed.all_agree(copy.exists()):
+    return files.read_weights(copy)
+  if not config[field]:
+    raise UserError(f"config.{field} is empty: name a model file")
+  path = paths.as_path(config[field])
+  if not path.is_dir():
+    return load_params(config[field])
+  best = distributed.values_of_process_0(workdir.best_first(path))
+  return workdir.load_trained(path, best, distributed.all_agree)
+
+
+def with_sections(
+  config: ml_collections.ConfigDict, model_config: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Returns a config with the sections of an earlier stage's model that it lacks, locked."""
+  config = ml_collections.ConfigDict(config)  # a copy, not locked
+  with config.unlocked():
+    for section in methods.get(config.method).model:
+      if section not in config and section in model_config:
+        config[section] = ml_collections.ConfigDict(model_config[section])
+  return config.lock()
+
+
+def init_state(setup: Setup) -> TrainState:
+  """Makes the state before the first step, from the config's seed."""
+  params = setup.stage.init(gaussian.make_key(setup.config.seed))
+  optimizers = Optimizers(setup.config, trained_networks(setup.stage))
+  return create_train_state(params, optimizers, ema=setup.config.ema_decay > 0, frozen=setup.frozen)
+
+
+def begin(setup: Setup, state: TrainState) -> TrainState:
+  """Puts the networks that a stage continues into its new state.
+
+  From a workdir they come as its newest checkpoint has them, with their optimizers' states.
+
+  Raises:
+    UserError: `start` does not hold them.
+  """
+  if not setup.stage.continued or not setup.config.start:
+    return state
+  path = paths.as_path(setup.config.start)
+  if path.is_dir():
+    newest = sorted(distributed.values_of_process_0(workdir.best_first(path)), reverse=True)
+    earlier, _ = workdir.read_first(path, newest, distributed.all_agree)
+    params = {**earlier["params"], "stats": earlier.get("stats") or {}}
+    return continue_from(state, params, earlier["opt_state"], setup.stage.continued)
+  params, _ = load_params(setup.config.start)
+  return continue_from(state, params, {}, setup.stage.continued)
+
+
+def trained_networks(stage: Stage) -> list[str]:
+  """The networks that a stage's updates move, in their order."""
+  return list(dict.fromkeys(name for update in stage.updates for name in update.networks))
+
+
+def pmap_train_step(setup: Setup, devices: Sequence[jax.Device] | None = None) -> Any:
+  """Maps a stage's train step over devices; the state is donated.
+
+  Args:
+    setup: of the run.
+    devices: the devices, which need not exist: preflight compiles for described ones. By default
+      all that there are.
+  """
+  config = setup.config
+  step = steps.make_train_step(
+    setup.stage,
+    Optimizers(config, trained_networks(setup.stage)),
+    seed=config.seed,
+    num_train_steps=config.num_train_steps,
+    ema_decay=config.ema_decay,
+    skip_nonfinite=config.on_nonfinite == "skip",
+  )
+  return jax.pmap(step, axis_name=steps.AXIS, donate_argnums=0, devices=devices)

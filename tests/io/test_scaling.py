@@ -1,0 +1,171 @@
+"""Windows and colour maps: exact values, what is refused, DICOM's own tables."""
+
+import numpy as np
+import pytest
+
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import color, scaling
+
+
+@pytest.mark.parametrize(
+  ("text", "window"),
+  [
+    ("0,100", (0, 100)),
+    ("-160,240", (-160, 240)),
+    (" 1.5e3 , 2e3 ", (1500, 2000)),
+    ("auto", "auto"),
+    (" AUTO", "auto"),
+  ],
+)
+def test_windows_are_parsed(text, window):
+  assert scaling.parse_window(text) == window
+
+
+@pytest.mark.parametrize(
+  "text", ["", "1", "1,2,3", "a,b", "2,1", "1,1", "nan,1", "0,inf", "-inf,0", "1;2"]
+)
+def test_what_is_no_window_is_refused(text):
+  with pytest.raises(UserError, match=r"^window "):
+    scaling.parse_window(text)
+
+
+def test_to_uint8_is_linear_and_rounds():
+  values = np.array([[-5.0, 0, 1, 2, 49.9, 50, 100, 101]])
+  np.testing.assert_array_equal(
+    scaling.to_uint8(values, (0, 100)), [[0, 0, 3, 5, 127, 128, 255, 255]]
+  )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float32, np.float64])
+def test_to_uint8_takes_any_type(dtype):
+  values = np.arange(0, 120, 10).astype(dtype).reshape(2, 2, 3)
+  expected = np.rint(np.clip((values - 20.0) / 60, 0, 1) * 255)
+  np.testing.assert_array_equal(scaling.to_uint8(values, (20, 80)), expected)
+
+
+def test_to_uint8_of_odd_values():
+  values = np.array([[np.nan, np.inf, -np.inf, 3e38, -3e38]], np.float32)
+  np.testing.assert_array_equal(scaling.to_uint8(values, (-1, 1)), [[0, 255, 0, 255, 0]])
+  # A window whose width overflows.
+  np.testing.assert_array_equal(scaling.to_uint8(values, (-1.7e308, 1.7e308))[0, 3:], [128, 128])
+
+
+def test_percentiles_leave_out_zeros_and_what_is_not_finite():
+  signal = np.arange(1, 1001, dtype=np.float32)
+  data = np.concatenate([np.zeros(5000), signal, [np.nan, np.inf, -np.inf]])
+  expected = np.percentile(signal, [0.5, 99.5])
+  np.testing.assert_allclose(scaling.percentile_window(data), expected, rtol=1e-5)
+
+
+def test_percentiles_are_what_is_printed():
+  data = np.random.default_rng(0).gamma(2, 300, (20, 20, 20)).astype(np.float32)
+  window = scaling.percentile_window(data)
+  assert scaling.parse_window(",".join(map(scaling.number, window))) == window
+  low, high = scaling.describe(window).split(" to ")
+  assert (float(low), float(high)) == window
+
+
+@pytest.mark.parametrize("value", [0.1, -1e-300, 1e300, 3, -2.0, 1e15, 1 / 3])
+def test_numbers_read_back_the_same(value):
+  assert float(scaling.number(value)) == value
+
+
+def test_a_mask_takes_its_whole_range():
+  mask = np.zeros((4, 4))
+  mask[1, 1] = 7
+  assert scaling.percentile_window(mask) == (0, 7)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (np.zeros((2, 2)), "every value is 0"),
+    (np.full((2, 2), -3.5), "every value is -3.5"),
+    (np.full((2, 2), np.nan), "no finite value"),
+    (np.zeros((0, 2)), "no finite value"),
+  ],
+)
+def test_nothing_to_see(data, message):
+  with pytest.raises(UserError, match=message):
+    scaling.percentile_window(data)
+
+
+@pytest.mark.parametrize("name", scaling.LUT_NAMES)
+def test_named_maps(name):
+  table = scaling.read_lut(name)
+  assert table.shape == (256, 3)
+  assert table.dtype == np.uint8
+  np.testing.assert_array_equal(table[[0, -1]], [[0, 0, 0], [255, 255, 255]])
+
+
+@pytest.mark.parametrize(("name", "file"), [("hot", "hotiron"), ("pet", "pet")])
+def test_two_maps_are_those_of_dicom(name, file):
+  pydicom = pytest.importorskip("pydicom")
+  from pydicom.data import get_palette_files
+
+  dataset = pydicom.dcmread(get_palette_files(f"{file}.dcm")[0])
+  keys = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
+  palette = np.stack([np.frombuffer(dataset[key].value, np.uint8) for key in keys], axis=-1)
+  assert np.abs(scaling.read_lut(name).astype(int) - palette).max() <= 4
+
+
+def test_hot_grows_in_luma():
+  luma = color.rgb_to_luma(scaling.read_lut("hot")).astype(int)
+  assert (np.diff(luma) >= 0).all()
+  assert len(np.unique(luma)) > 200
+
+
+TABLES = {
+  "spaces": b"0 0 0\n255 128 0\n",
+  "commas and comments": b"# a map\n0,0,0\n\n255,128,0 # top\n",
+  "heading and index": b"Index Red Green Blue\n0 0 0 0\n255 255 128 0\n",
+  "fractions": b"0 0 0\n1.0 0.50196 0\n",
+  "semicolons, Windows": b"0;0;0\r\n255;128;0\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_text_tables(tmp_path, name):
+  (tmp_path / "map.txt").write_bytes(TABLES[name])
+  table = scaling.read_lut(str(tmp_path / "map.txt"))
+  ramp = np.arange(256)
+  np.testing.assert_array_equal(table, np.stack([ramp, np.rint(ramp * 128 / 255), 0 * ramp], -1))
+
+
+def test_the_binary_table_of_imagej(tmp_path):
+  table = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
+  (tmp_path / "x.lut").write_bytes(table.T.tobytes())
+  np.testing.assert_array_equal(scaling.read_lut(str(tmp_path / "x.lut")), table)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"", "fewer than two lines"),
+    (b"0 0 0\n", "fewer than two lines"),
+    (b"0 0 0\n1 2\n", "line 2 is not three numbers"),
+    (b"0 0 0\n0 0 256\n", "line 2 is not three numbers"),
+    (b"0 0 0\n0 nan 3\n", "line 2 is not three numbers"),
+    (b"0 0 0\nred\n", "line 2 holds no colour"),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", "fewer than two lines"),
+    (b"0 " * (1 << 20), "too large"),
+  ],
+)
+def test_what_is_no_table(tmp_path, data, message):
+  (tmp_path / "x").write_bytes(data)
+  with pytest.raises(UserError, match=message) as caught:
+    scaling.read_lut(str(tmp_path / "x"))
+  assert "\n" not in str(caught.value)
+
+
+def test_no_such_map(tmp_path):
+  for name in ("jet", str(tmp_path / "none.txt"), str(tmp_path)):
+    with pytest.raises(UserError, match=r"no colour map of this name \(hot, pet, spectrum\)"):
+      scaling.read_lut(name)
+
+
+def test_apply_lut():
+  table = scaling.read_lut("spectrum")
+  grey = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+  assert scaling.apply_lut(grey, table).shape == (4, 8, 8, 3)
+  np.testing.assert_array_equal(scaling.apply_lut(grey, table).reshape(-1, 3), table)

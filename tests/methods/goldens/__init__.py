@@ -1,0 +1,1 @@
+"""How each method's golden arrays are computed: a module per method, with `compute`."""

@@ -1,0 +1,232 @@
+"""What holds for every method: the trunk relies on it and asks for nothing else."""
+
+import functools
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dmfnet_jax import methods
+from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.inference.engine import Engine, name_code
+from dmfnet_jax.inference.export import export_fuse
+from dmfnet_jax.inference.model import Model
+from dmfnet_jax.methods.method import STATS, join, select
+from dmfnet_jax.training import setup, steps
+from dmfnet_jax.training.config import parse_config
+from dmfnet_jax.weights.files import read_weights, save_weights
+from dmfnet_jax.weights.workdir import model_config
+
+NAMES = methods.names()
+# Smaller than `tiny`, for compile time: what a method does does not depend on its width.
+SMALLER = {
+  "dmfnet": {
+    1: ["unet.width=8", "unet.multipliers=(1,2)", "unet.num_res_blocks=1", "unet.norm_groups=4"],
+  },
+}
+# Losses with a term of the whole batch, in training.
+OF_THE_BATCH = {"cddfuse": "the decomposition's correlations are the batch's, as published"}
+STAGES = [(name, stage) for name in NAMES for stage in methods.get(name).stages]
+
+
+@functools.cache
+def run_of(name, stage):
+  """What the smallest config of a stage stands for, with networks of the stages before it."""
+  words = [f"--config.{change}" for change in SMALLER.get(name, {}).get(stage, ())]
+  config = parse_config(["--config", f"configs/{name}.py:stage={stage},size=tiny", *words])
+  method = methods.get(name)
+  earlier = [run_of(name, n) for n in method.stages if n < stage]
+  params = join(*(init(run) for run in earlier))
+  for run in earlier:
+    config = setup.with_sections(config, model_config(run.config.to_dict()))
+  made = method.stages[stage](config)
+  return setup.Setup(config, method, made, select(params, made.frozen))
+
+
+@functools.cache
+def init_of(name, stage):
+  run = run_of(name, stage)
+  return jax.tree.map(np.asarray, run.stage.init(gaussian.make_key(stage)))
+
+
+def init(run):
+  return init_of(run.config.method, run.config.stage)
+
+
+@functools.cache
+def model_of(name):
+  """Parameters and config of a model with its initial weights."""
+  method = methods.get(name)
+  runs = [run_of(name, stage) for stage in method.stages]
+  params = select(join(*(init(run) for run in runs)), method.networks)
+  sections = [model_config(run.config.to_dict()) for run in runs]
+  config = model_config(runs[-1].config.to_dict(), *sections)
+  return jax.tree.map(np.asarray, params), json.loads(json.dumps(config))
+
+
+def smooth(rng, shape):
+  from scipy import ndimage
+
+  x = ndimage.gaussian_filter(rng.standard_normal(shape), 2, axes=(-2, -1))
+  return (x / np.abs(x).max()).astype(np.float32)
+
+
+def pictures_of(name, count, size=(32, 48)):
+  """Sources of a method as `Model.fuse` takes them."""
+  rng = np.random.default_rng(0)
+  return [smooth(rng, (count, *size)) for _ in methods.get(name).sources]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_is_the_same_alone_and_in_a_batch(name):
+  model, sources = Model(*model_of(name)), pictures_of(name, 3)
+  names = ["x", "y", "z"]
+  together = model.fuse(*sources, names=names, batch_size=3)
+  assert together.shape == sources[0].shape
+  assert np.ptp(together) > 0
+  assert np.abs(together).max() <= 1
+  for i in range(3):
+    alone = model.fuse(*(x[i] for x in sources), names=names[i])
+    np.testing.assert_allclose(alone, together[i], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_is_drawn_where_the_record_says_so(name):
+  model, sources = Model(*model_of(name)), pictures_of(name, 1)
+  same = (model.fuse(*sources, seed=0) == model.fuse(*sources, seed=1)).all()
+  assert same != model.method.is_random
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_split_of_the_parts_is_the_whole(name):
+  params, config = model_of(name)
+  sources, count = pictures_of(name, 1), methods.get(name).parts(config)
+  results = [
+    Model(params, config, parts_per_step=n).fuse(*sources)
+    for n in range(1, count + 1)
+    if count % n == 0
+  ]
+  for result in results[1:]:
+    np.testing.assert_allclose(result, results[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(37, 50), (20, 17)])
+def test_any_size_fuses(name, size):
+  sources = pictures_of(name, 1, size)
+  fused = Model(*model_of(name)).fuse(*sources)
+  assert fused.shape == sources[0].shape
+  assert np.isfinite(fused).all()
+
+
+def batch_of(run, count=2):
+  rng = np.random.default_rng(1)
+  size = run.config.crop_size
+  batch = {
+    field.name: np.repeat(smooth(rng, (count, size, size))[..., None], field.channels, axis=-1)
+    for field in (*run.method.sources, *run.method.targets)
+  }
+  return {**batch, "index": np.arange(count, dtype=np.int32)}
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_a_step_moves_what_is_trained_and_nothing_else(name, stage):
+  """Every trained leaf has a finite gradient and moves; what is frozen stays, bit for bit."""
+  run = run_of(name, stage)
+  config = run.config.copy_and_resolve_references()
+  config.optimizer.warmup_steps = 0
+  run = run._replace(config=config)
+  state = setup.init_state(run)
+  step = setup.pmap_train_step(run, jax.local_devices()[:1])
+  lead = lambda tree: jax.tree.map(lambda x: np.asarray(x)[None], tree)  # noqa: E731
+  new, metrics = step(lead(state), lead(batch_of(run)))
+  new = jax.tree.map(lambda x: np.asarray(x)[0], new)
+  assert all(np.isfinite(value).all() for value in metrics.values())
+  assert set(state.params) == set(setup.trained_networks(run.stage))
+  assert set(run.stage.continued) <= set(state.params)
+  for path, after in jax.tree_util.tree_leaves_with_path(new.params):
+    assert np.isfinite(after).all(), path
+  moved = jax.tree.map(lambda x, y: (np.asarray(x) != y).any(), state.params, new.params)
+  share = np.mean(jax.tree.leaves(moved))
+  assert share > 0.8  # a bias before a ReLU that is nowhere on has no gradient
+  for network in state.params:
+    assert any(jax.tree.leaves(moved[network])), network
+  for before, after in zip(jax.tree.leaves(state.frozen), jax.tree.leaves(new.frozen), strict=True):
+    np.testing.assert_array_equal(before, after)
+  assert set(new.stats) == set(init(run).get(STATS, {}))
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_an_examples_loss_is_its_own(name, stage):
+  """It depends on the example and its key, not on its neighbours in the batch."""
+  run = run_of(name, stage)
+  modes = (False,) if name in OF_THE_BATCH or init(run).get(STATS) else (True, False)
+  params = join(run.frozen, init(run))
+  batch = batch_of(run, 3)
+  index = batch.pop("index")
+
+  @functools.partial(jax.jit, static_argnames="train")
+  def losses(batch, keys, train):
+    context = methods.method.Context(keys, train, np.float32(0.5))
+    return [update.loss(params, batch, context).value for update in run.stage.updates]
+
+  keys = steps.example_keys(0, 3, index)
+  order = np.array([2, 0, 1])
+  for train in modes:
+    expected = losses(batch, keys, train)
+    moved = losses({k: v[order] for k, v in batch.items()}, keys[order], train)
+    for ours, theirs in zip(moved, expected, strict=True):
+      assert ours.shape == (3,)
+      np.testing.assert_allclose(ours, np.asarray(theirs)[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_file_gives_the_same_model(name, tmp_path):
+  params, config = model_of(name)
+  save_weights(tmp_path / "model.safetensors", params, config)
+  again, config_again = read_weights(tmp_path / "model.safetensors")
+  assert config_again == config
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exported_program_fuses_the_same(name):
+  params, config = model_of(name)
+  size = (24, 30)
+  sources = pictures_of(name, 2, size)
+  exported = export_fuse(params, config, size=size, batch=1, precision="float32")
+  program = jax.export.deserialize(exported.serialize())
+  codes = np.array([name_code(n) for n in ("x", "y")], np.uint32)
+  fused = program.call(*sources, np.uint32(7), codes)
+  expected = Model(params, config).fuse(*sources, seed=7, names=["x", "y"])
+  np.testing.assert_allclose(np.clip(fused, -1, 1), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_loads_at_every_size_and_stage(name):
+  module = importlib.import_module(f"dmfnet_jax.configs.{name}")
+  assert {"paper", "tiny"} <= set(module.SIZES)
+  for stage in methods.get(name).stages:
+    for size in module.SIZES:
+      config = parse_config(["--config", f"configs/{name}.py:stage={stage},size={size}"])
+      assert (config.method, config.stage) == (name, stage)
+      assert config.num_train_steps > 0
+      json.loads(config.to_json())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_is_estimated_above_what_the_compiler_plans(name):
+  params, config = model_of(name)
+  method = methods.get(name)
+  if method.memory is None:
+    pytest.skip("nobody has measured it")
+  engine = Engine(params, config, parts_per_step=1)
+  size = (64, 96)
+  planned = engine.temporary_bytes(size)
+  estimate = method.memory(config, engine.padded(size), 1, 1, 4)
+  assert planned <= 1.2 * estimate
+  assert estimate <= 6 * planned
