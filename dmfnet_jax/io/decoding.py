@@ -16,18 +16,20 @@ A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. H
 | signed integers, 32-bit integers, float outside [0, 1] | refused: they have no agreed white |
 | more than one page or frame | refused |
 
-`decode_values` is for pictures that are measurements and will be shown through a window: it gives
-the stored numbers instead of scaling or refusing them (16 bits as 0..65535, signed and 32-bit
-integers and floats as they are; where white is stored as 0, the numbers count down from the top).
+Read as values, for pictures that are measurements and will be shown through a window, the stored
+numbers are neither scaled nor refused (16 bits as 0..65535, signed and 32-bit integers and floats
+as they are; where white is stored as 0, the numbers count down from the top).
 
-Geometry: row and column order are kept, and an EXIF orientation, which says that the stored rows
-are not the rows as seen, is applied.
+An EXIF orientation, which says that the stored rows are not the rows as seen, is applied.
 """
 
+import contextlib
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from dmfnet_jax.errors import UserError
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
@@ -36,99 +38,62 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
 _WAYS_OUT = "save as 8 or 16 bits, or fuse with a window (--window-a, --window-b)"
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 
-class DecodeError(Exception):
-  """Why a file's content is no picture that we can use: one line, without the file's name."""
-
-
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, *, as_values: bool = False) -> np.ndarray:
   """Decodes the content of one file; what it is follows from the content.
 
-  Args:
-    data: the whole file.
-
   Returns:
-    uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one.
+    uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one. Grey ones as
+    values may be int64 or float32, too.
 
   Raises:
-    DecodeError: it is broken, or of a kind that is refused.
+    UserError: it is broken, or of a kind that is refused; without the file's name.
   """
-  return _open(data, as_values=False)
-
-
-def decode_values(data: bytes) -> np.ndarray:
-  """Decodes the content of one file without scaling what is not of 8 bits.
-
-  Args:
-    data: the whole file.
-
-  Returns:
-    [H, W] of the numbers in the file: uint8, int64 or float32; uint8 [H, W, 3] for a colour one.
-
-  Raises:
-    DecodeError: it is broken, or holds more than one page.
-  """
-  return _open(data, as_values=True)
-
-
-def _open(data: bytes, *, as_values: bool) -> np.ndarray:
-  """Decodes a file and gives every failure a reason."""
   if not data:
-    raise DecodeError("the file is empty")
+    raise UserError("the file is empty")
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
       return _decode(image, as_values)
-  except DecodeError:
+  except UserError:
     raise
   except Image.UnidentifiedImageError as error:
-    raise DecodeError("not a readable PNG, JPEG, TIFF or BMP picture") from error
+    raise UserError("not a readable PNG, JPEG, TIFF or BMP picture") from error
   except Image.DecompressionBombError as error:
-    raise DecodeError(_too_large(f"more than {2 * MAX_PIXELS}")) from error
+    raise UserError(_too_large(f"more than {2 * MAX_PIXELS}")) from error
   except Exception as error:
     # Pillow's decoders answer broken files with anything from SyntaxError to struct.error.
     reason = " ".join(str(error).split()) or type(error).__name__
     if "truncated" in reason.lower():  # Pillow adds how many bytes its buffer held
       reason = "the file is truncated"
-    raise DecodeError(f"broken picture: {reason}") from error
+    raise UserError(f"broken picture: {reason}") from error
 
 
 def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
-  """Returns the array of an opened file."""
   if image.width * image.height > MAX_PIXELS:
-    raise DecodeError(_too_large(f"{image.width} x {image.height}"))
+    raise UserError(_too_large(f"{image.width} x {image.height}"))
   # A camera's JPEG (MPO) may carry previews as further frames; the first is the picture.
-  if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-    frames = getattr(image, "n_frames", 1)
-    raise DecodeError(f"holds {frames} pages or frames: save each as a file of its own")
+  frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+  if frames > 1:
+    raise UserError(f"holds {frames} pages or frames: save each as a file of its own")
   tags = getattr(image, "tag_v2", {})
   signed = 2 in tags.get(_TIFF_SAMPLE_FORMAT, ())
   if signed and not as_values:
-    raise DecodeError(f"holds signed integers, which have no agreed white: {_WAYS_OUT}")
+    raise UserError(f"holds signed integers, which have no agreed white: {_WAYS_OUT}")
   bits = max(tags.get(_TIFF_BITS, (16,)))
   white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
   image.load()
-  orientation = _orientation(image)
-  if orientation in _UPRIGHT:
-    image = _keep_format(image, image.transpose(_UPRIGHT[orientation]))
+  if image.format != "TIFF":  # those Pillow has turned already
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the picture
+      ImageOps.exif_transpose(image, in_place=True)
 
   if as_values and (signed or image.mode.startswith(("I", "F"))):
     return _stored_values(np.asarray(image), bits, signed, white_is_zero)
   if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
     return _from_deep_grey(np.asarray(image), bits, white_is_zero)
   if image.mode == "I":
-    raise DecodeError(f"holds 32-bit integers, which have no agreed white: {_WAYS_OUT}")
+    raise UserError(f"holds 32-bit integers, which have no agreed white: {_WAYS_OUT}")
   if image.mode == "F":
     return _from_float_grey(np.asarray(image))
   if image.mode == "1" or (image.mode == "L" and not image.has_transparency_data):
@@ -163,7 +128,7 @@ def _from_deep_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.nd
 def _from_float_grey(values: np.ndarray) -> np.ndarray:
   low, high = float(np.min(values)), float(np.max(values))
   if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
-    raise DecodeError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
+    raise UserError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
   return np.rint(values * np.float32(255)).astype(np.uint8)
 
 
@@ -171,21 +136,6 @@ def _over_black(image: np.ndarray) -> np.ndarray:
   """Lays uint8 [H, W, C + 1], alpha last, over black: uint8 [H, W, C]."""
   colour, alpha = image[..., :-1].astype(np.int32), image[..., -1:].astype(np.int32)
   return ((colour * alpha * 2 + 255) // 510).astype(np.uint8)
-
-
-def _orientation(image: Image.Image) -> int:
-  """The EXIF orientation that Pillow has not applied yet (it does so itself for TIFF)."""
-  if image.format == "TIFF":
-    return 1
-  try:
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
-  except Exception:  # a broken EXIF block says nothing about the picture itself
-    return 1
-
-
-def _keep_format(source: Image.Image, turned: Image.Image) -> Image.Image:
-  turned.format = source.format  # Pillow forgets it in every operation
-  return turned
 
 
 def _too_large(size: str) -> str:

@@ -37,11 +37,8 @@ _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_image(path: PathLike) -> np.ndarray:
+def read_image(path: PathLike, *, as_values: bool = False) -> np.ndarray:
   """Reads one PNG, JPEG, TIFF or BMP file (told by its content, not by its suffix).
-
-  Args:
-    path: the file.
 
   Returns:
     uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one.
@@ -52,28 +49,14 @@ def read_image(path: PathLike) -> np.ndarray:
   """
   data = read_bytes(path)
   try:
-    return decoding.decode(data)
-  except decoding.DecodeError as error:
+    return decoding.decode(data, as_values=as_values)
+  except UserError as error:
     raise UserError(f"{path}: {error}") from error
 
 
 def read_values(path: PathLike) -> np.ndarray:
-  """Reads one picture file whose numbers are measurements, unscaled: see `decode_values`.
-
-  Args:
-    path: the file.
-
-  Returns:
-    [H, W], uint8, int64 or float32; uint8 [H, W, 3] (red first) for a colour picture.
-
-  Raises:
-    UserError: as `read_image`, but no depth is refused.
-  """
-  data = read_bytes(path)
-  try:
-    return decoding.decode_values(data)
-  except decoding.DecodeError as error:
-    raise UserError(f"{path}: {error}") from error
+  """As `read_image`, but unscaled, any depth: grey [H, W] is uint8, int64 or float32."""
+  return read_image(path, as_values=True)
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:
