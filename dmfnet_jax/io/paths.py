@@ -8,7 +8,7 @@ import os
 import pathlib
 import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dmfnet_jax.errors import UserError
@@ -49,7 +49,7 @@ def make_folder(path: PathLike) -> Any:
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UserError(f"{folder}: cannot make this folder: {error.strerror or error}") from error
+    raise UserError(f"{folder}: cannot make this folder: {reason(error)}") from error
   return folder
 
 
@@ -79,9 +79,33 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     if is_remote(path):
       as_path(path).write_bytes(data)
     else:
-      _write_atomically(pathlib.Path(path), data)
+      write_together([(pathlib.Path(path), data)])
   except OSError as error:
     raise UserError(f"{path}: cannot write: {reason(error)}") from error
+
+
+def write_together(files: Iterable[tuple[pathlib.Path, bytes]]) -> None:
+  """Writes local files; all are complete before the first of them takes its place.
+
+  Raises:
+    OSError: one cannot be written: then none appears.
+  """
+  moves = []
+  try:
+    for target, data in files:
+      # Not tempfile: its files are readable by their owner alone, and these are to be shared.
+      temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+      moves.append((temporary, target))
+      with open(temporary, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that stops could leave an empty file of that name
+    for temporary, target in moves:
+      os.replace(temporary, target)
+  finally:
+    for temporary, _ in moves:
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def delete(path: PathLike) -> None:
@@ -144,19 +168,3 @@ def _files(folder: PathLike) -> Iterator[Any]:
     for entry in entries:
       if entry.is_file():
         yield pathlib.Path(entry.path)
-
-
-def _write_atomically(target: pathlib.Path, data: bytes) -> None:
-  """Writes the file under a hidden name beside its place and moves it there when it is whole."""
-  # Not tempfile: its files are readable by their owner alone, and these are to be shared.
-  temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-  try:
-    with open(temporary, "xb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())  # or a machine that stops could leave an empty file of the final name
-    os.replace(temporary, target)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
-    raise

@@ -8,13 +8,12 @@ result beside it and can overlay both; series and images get new UIDs.
 import contextlib
 import copy
 import datetime
-import secrets
-from collections.abc import Iterator
+import io
 from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
 import dmfnet_jax
@@ -85,24 +84,21 @@ def write_secondary_capture(
   _check_folder(place, {path.name for path in targets})
 
   series_uid, now = generate_uid(), datetime.datetime.now()
-  temporary = [path.with_name(f".{secrets.token_hex(8)}.tmp") for path in targets]
+
+  def encode(i: int) -> bytes:
+    dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, i, series_uid, now)
+    dataset.SeriesDescription = _ascii(description, 64)
+    dataset.DerivationDescription = _ascii(derivation, 1024)
+    encoded = io.BytesIO()
+    dataset.save_as(encoded, enforce_file_format=True)
+    return encoded.getvalue()
+
   try:
-    with headers.quiet(), _any_value():
-      for i, path in enumerate(temporary):
-        dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, i, series_uid, now)
-        dataset.SeriesDescription = _ascii(description, 64)
-        dataset.DerivationDescription = _ascii(derivation, 1024)
-        with path.open("xb") as file:
-          dataset.save_as(file, enforce_file_format=True)
-    for written, path in zip(temporary, targets, strict=True):
-      written.replace(path)
+    # Copied values are written as they are: a source may break its standard's length limits.
+    with headers.quiet(), pydicom.config.disable_value_validation():
+      paths.write_together((path, encode(i)) for i, path in enumerate(targets))
   except OSError as error:
-    reason = error.strerror or type(error).__name__
-    raise UserError(f"{folder}: cannot write: {reason}") from error
-  finally:
-    for path in temporary:
-      with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+    raise UserError(f"{folder}: cannot write: {paths.reason(error)}") from error
   return targets
 
 
@@ -129,18 +125,6 @@ def _is_our_result(file: Any) -> bool:
     return Tags(header).text("SecondaryCaptureDeviceManufacturer") == _MAKER
 
 
-@contextlib.contextmanager
-def _any_value() -> Iterator[None]:
-  """Lets copied values be written as they are; a source may break its standard's length limits."""
-  settings = pydicom.config.settings
-  mode = settings.writing_validation_mode
-  settings.writing_validation_mode = pydicom.config.IGNORE
-  try:
-    yield
-  finally:
-    settings.writing_validation_mode = mode
-
-
 def _image(
   picture: np.ndarray, volume: Volume, i: int, series_uid: str, now: datetime.datetime
 ) -> pydicom.Dataset:
@@ -152,8 +136,7 @@ def _image(
     with contextlib.suppress(Exception):
       dataset[keyword] = copy.deepcopy(frame.header[keyword])
   for keyword in _AT_LEAST_EMPTY:
-    if keyword not in dataset:
-      setattr(dataset, keyword, "")
+    dataset.setdefault(keyword, "")
   if not Tags(dataset).uid("StudyInstanceUID"):
     raise UserError(f"{frame.path}: lacks StudyInstanceUID: there is no study to write into")
 
@@ -176,9 +159,7 @@ def _image(
   if frame.tags.uid("SOPInstanceUID"):
     dataset.SourceImageSequence = [_reference(frame)]
   _set_geometry(dataset, frame, volume)
-  dataset.file_meta = pydicom.dataset.FileMetaDataset()
-  dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-  # The pixels with their size and depth, and a new UID.
+  # The pixels with their size, depth and transfer syntax (explicit, little-endian), and a new UID.
   dataset.set_pixel_data(
     np.ascontiguousarray(picture), "MONOCHROME2" if picture.ndim == 2 else "RGB", 8
   )
