@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint import checkpoint_managers
 
 from dmfnet_jax import methods
@@ -108,7 +109,8 @@ class Checkpointer:
     for index, step in enumerate(steps):
       restored = self._read(step, state)
       if restored is not None:
-        self._put_aside(steps[:index])
+        if index:
+          self._put_aside(steps[:index])
         return restored
     if steps:
       raise UserError(
@@ -139,13 +141,11 @@ class Checkpointer:
     return found.replace(frozen=state.frozen), restored["data"]
 
   def _put_aside(self, steps: Sequence[int]) -> None:
-    if not steps:
-      return
     if jax.process_index() == 0:
       with self._writing():
         for step in steps:
           self._move_to_damaged(self._folder / str(step), str(step))
-    distributed.wait_for_all(_DAMAGED)
+    sync_global_devices(_DAMAGED)
     self._manager.reload()
 
   def _put_aside_damaged_metrics(self) -> None:
@@ -158,7 +158,7 @@ class Checkpointer:
         except ValueError as error:
           say(f"warning: cannot read the metrics of the checkpoint {path} ({error}): left out")
           self._move_to_damaged(path / workdir.METRICS, f"{path.name}_{workdir.METRICS}")
-    distributed.wait_for_all(workdir.METRICS)
+    sync_global_devices(workdir.METRICS)
 
   def _move_to_damaged(self, path: epath.Path, name: str) -> None:
     folder = self._workdir / _DAMAGED
@@ -172,16 +172,8 @@ class Checkpointer:
       UserError: it could not be written.
     """
     if not self._manager.is_saving_in_progress():
-      self.wait()
-
-  def wait(self) -> None:
-    """Waits until everything that was saved is on disk.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    with self._writing():
-      self._manager.wait_until_finished()
+      with self._writing():
+        self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for pending saves and ends.
@@ -215,17 +207,10 @@ def to_host(state: TrainState) -> TrainState:
   return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], state)
 
 
-def write_model(run_folder: epath.Path) -> epath.Path | None:
-  """Writes a run's best checkpoint as a model file, in half precision, where it can fuse.
+def write_model(run_folder: epath.Path) -> None:
+  """Writes a run's best checkpoint as `model.safetensors`, in half precision, where it can fuse.
 
   Every process calls it, since they read together; process 0 writes.
-
-  Args:
-    run_folder: the workdir of a stage.
-
-  Returns:
-    The path of the file, `model.safetensors` in the workdir; None for a stage that does not have
-    all the networks yet.
 
   Raises:
     UserError: there is no checkpoint, or the file cannot be written.
@@ -234,12 +219,12 @@ def write_model(run_folder: epath.Path) -> epath.Path | None:
   params, config = workdir.load_trained(run_folder, best, distributed.all_agree)
   networks = methods.get(config["method"]).networks
   if any(name not in params for name in networks):
-    return None
+    return
   path = run_folder / workdir.MODEL_FILE
   if jax.process_index() == 0:
     files.save_weights(path, select(params, networks), config, np.float16)
-  distributed.wait_for_all(workdir.MODEL_FILE)
-  return path
+    say(f"the model of least validation loss: {path}")
+  sync_global_devices(workdir.MODEL_FILE)
 
 
 def _from_first_version(found: Mapping[str, Any], template: TrainState) -> TrainState:

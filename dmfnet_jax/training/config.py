@@ -13,9 +13,6 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods import parts
 
 _INSTALLED = Path(dmfnet_jax.configs.__file__).parent
-_NO_RECIPES = ("__init__.py", "common.py")
-# Older names of fields.
-_ALIASES = {"stage1": "start"}
 
 
 def parse_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
@@ -64,9 +61,7 @@ def _in_one_word(arguments: Sequence[str]) -> list[str]:
       file, colon, variant = word.removeprefix("--config=").partition(".py:")
       name = f"{file}.py" if colon else file
       word = f"--config={_find(name)}" + (f":{variant}" if colon else "")
-    for old, new in _ALIASES.items():
-      word = re.sub(rf"^--config\.{old}(?==|$)", f"--config.{new}", word)
-    words.append(word)
+    words.append(re.sub(r"^--config\.stage1(?==|$)", "--config.start", word))
   return words
 
 
@@ -76,7 +71,7 @@ def _find(name: str) -> Path:
   for candidate in (path, _INSTALLED.joinpath(*tail)):
     if candidate.is_file():
       return candidate
-  known = sorted(p.name for p in _INSTALLED.glob("*.py") if p.name not in _NO_RECIPES)
+  known = sorted(p.name for p in _INSTALLED.glob("*.py") if p.stem not in ("__init__", "common"))
   raise UserError(f"no config file {name!r}; installed configs: {', '.join(known)}")
 
 

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from dmfnet_jax.backend import find_rank, has_tpu
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.messages import say
 
 # A process is taken for dead after so long without a sign of life, and ends the others.
 _HEARTBEAT_SECONDS = 45
@@ -41,11 +42,6 @@ def joined(
   An exception ends a process of several at once, with its exit code: an orderly end would wait for
   processes that are waiting for this one.
 
-  Args:
-    coordinator: HOST:PORT of process 0.
-    num_processes: how many processes there are.
-    process_id: which one this is, from 0 on.
-
   Raises:
     UserError: some of the three are missing or wrong, or the others cannot be reached.
   """
@@ -65,17 +61,16 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
   if process_id is None:
     process_id = _number("JAX_PROCESS_ID")
   given = (coordinator, num_processes, process_id)
-  if given == (None, None, None) and not _in_cluster(os.environ):
-    if (
-      "KUBERNETES_SERVICE_HOST" in os.environ and os.environ.get("JOB_COMPLETION_INDEX", "0") != "0"
-    ):
+  # In a cluster JAX can find the missing ones.
+  if None in given and not _in_cluster(os.environ):
+    several_pods = os.environ.get("JOB_COMPLETION_INDEX", "0") != "0"
+    if given == (None, None, None) and several_pods and "KUBERNETES_SERVICE_HOST" in os.environ:
       raise UserError(
         "this pod is one of several, and has no TPU by which to find the others: set "
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each"
       )
-    return
-  # Some given and others not is for JAX: it can find the missing ones in a cluster.
-  if None in given and not _in_cluster(os.environ):
+    if given == (None, None, None):
+      return
     raise UserError(
       "several processes need --coordinator HOST:PORT, --num-processes N and --process-id I, all "
       "three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
@@ -124,16 +119,15 @@ def _leave(error: BaseException) -> None:
   with contextlib.suppress(OSError):
     if isinstance(error, UserError):
       code = 2
-      print(f"dmfnet: error: {error} ({who})", file=sys.stderr)
+      say(f"error: {error} ({who})")
     elif isinstance(error, KeyboardInterrupt):
       code = 130
-      print(f"dmfnet: interrupted ({who})", file=sys.stderr)
+      say(f"interrupted ({who})")
     else:
       traceback.print_exception(error, file=sys.stderr)
-      print(
-        f"dmfnet: error: {who} ends, and the others with it; where one of them was lost, the same "
-        "command on all resumes from the last checkpoint",
-        file=sys.stderr,
+      say(
+        f"error: {who} ends, and the others with it; where one of them was lost, the same command "
+        "on all resumes from the last checkpoint"
       )
     sys.stdout.flush()
     sys.stderr.flush()
@@ -145,15 +139,11 @@ def _leave(error: BaseException) -> None:
 
 def all_agree(yes: bool) -> bool:
   """Whether all processes say yes; every process must ask."""
-  if jax.process_count() == 1:
-    return yes
   return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
 
 
 def max_over_processes(value: float) -> float:
   """The largest of all processes' values; every process must ask."""
-  if jax.process_count() == 1:
-    return value
   return float(np.max(multihost_utils.process_allgather(np.asarray(value))))
 
 
@@ -162,8 +152,6 @@ def values_of_process_0(values: Sequence[int]) -> list[int]:
 
   What a process reads from a shared folder may differ from what another has read a moment before.
   """
-  if jax.process_count() == 1:
-    return list(values)
   count = multihost_utils.broadcast_one_to_all(np.asarray(len(values)))
   mine = np.zeros(int(count), np.int64)
   if jax.process_index() == 0:
@@ -171,19 +159,11 @@ def values_of_process_0(values: Sequence[int]) -> list[int]:
   return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)]
 
 
-def wait_for_all(name: str) -> None:
-  """Returns when every process has come to the place of this name."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
-
-
 def gather_batch(values: np.ndarray) -> np.ndarray:
   """A global batch's values [B], in its order, from every process's own [B / processes].
 
   Process p of P holds the elements p, p + P, ... (see `data.pipeline`).
   """
-  if jax.process_count() == 1:
-    return values
   return np.asarray(multihost_utils.process_allgather(values)).T.reshape(-1)
 
 

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 from etils import epath
+from jax.experimental.multihost_utils import sync_global_devices
 
 from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.errors import UserError
@@ -29,8 +30,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
 
   Args:
     config: a config as those in `configs/`.
-    workdir: the folder for checkpoints, metrics and pictures; it names the run: the same folder
-      resumes the same run.
+    workdir: the folder for checkpoints, metrics and pictures, by which a run is resumed.
 
   Returns:
     The final state, on the host.
@@ -61,30 +61,30 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
-    _write_model(workdir)
+    write_model(workdir)
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
   else:
     state = setup.begin(run, state)
 
+  process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   train_iterator = pipeline.make_train_dataset(
     train_source,
     crop_size=config.crop_size,
     batch_size=config.batch_size,
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
     num_workers=config.num_workers,
+    **process,
   )
   if restored is not None:
     train_iterator.set_state(data_position)
+  devices = jax.device_count()
   eval_batches = pipeline.make_eval_batches(
     eval_source,
-    batch_size=_round_up(config.eval_batch_size, jax.device_count()),
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    batch_size=-(-config.eval_batch_size // devices) * devices,  # rounded up
     crop_size=config.crop_size,
+    **process,
   )
 
   train_step = setup.pmap_train_step(run)
@@ -156,7 +156,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
   if step == config.num_train_steps:
-    _write_model(workdir)
+    write_model(workdir)
   return to_host(state)
 
 
@@ -180,20 +180,13 @@ def _closing_checkpoints(checkpointer: Checkpointer) -> Iterator[None]:
   checkpointer.close()
 
 
-def _write_model(workdir: epath.Path) -> None:
-  """Makes of a finished run that can fuse one file that can be given away."""
-  path = write_model(workdir)
-  if path is not None:
-    say(f"the model of least validation loss: {path}")
-
-
 def _write_overview(workdir: epath.Path, state: TrainState) -> None:
   """Lists the parameters in a file, by which every process also knows that it sees the workdir."""
   path = workdir / "parameters.txt"
   if jax.process_index() == 0:
     overview = parameter_overview.get_parameter_overview(state.params)
     paths.write_bytes(path, f"{overview}\n".encode())
-  distributed.wait_for_all("parameters.txt")
+  sync_global_devices("parameters.txt")
   if not distributed.all_agree(path.exists()):
     raise UserError(f"not every process sees {workdir}: give a folder that all hosts share")
 
@@ -216,7 +209,3 @@ def evaluate(
     totals.update({k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()})
   count = totals.pop("count")
   return {name: total / count for name, total in totals.items()}
-
-
-def _round_up(value: int, multiple: int) -> int:
-  return -(-value // multiple) * multiple

@@ -89,9 +89,13 @@ class MetricWriter:
 
 
 def append_line(path: epath.Path, line: str) -> None:
-  """Appends to a local file, in one write: a reader, or a kill, finds no half of a line."""
-  with open(path, "ab", buffering=0) as file:
-    file.write(f"{line}\n".encode())
+  """Appends to a file, in one write: a reader, or a kill, finds no half of a line."""
+  data = f"{line}\n".encode()
+  if paths.is_remote(path):
+    path.write_bytes((path.read_bytes() if path.exists() else b"") + data)
+  else:
+    with open(path, "ab", buffering=0) as file:
+      file.write(data)
 
 
 def _step_of(line: str) -> float:

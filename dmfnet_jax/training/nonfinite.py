@@ -1,6 +1,7 @@
 """What happens at a loss that is not finite: it is written down, then the run stops or goes on."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,9 @@ import numpy as np
 from etils import epath
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import paths
 from dmfnet_jax.training import distributed, metric_writer
 from dmfnet_jax.training.progress import say
 
-NONFINITE_FILE = "nonfinite.jsonl"
-POLICIES = ("stop", "skip")
 _ADVICE = (
   "lower the learning rate (--config.may_change=optimizer.learning_rate, to resume), or set "
   "optimizer.clip_norm in a new workdir"
@@ -40,7 +38,7 @@ class FiniteGuard:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, source: Sequence[Any]):
     self._skip = config.on_nonfinite == "skip"
-    self._path = workdir / NONFINITE_FILE
+    self._path = workdir / "nonfinite.jsonl"
     self._source = source
 
   def passes(self, step: int, metrics: Mapping[str, float], records: np.ndarray) -> bool:
@@ -62,15 +60,10 @@ class FiniteGuard:
       return True
     batch = distributed.gather_batch(records).tolist()
     if jax.process_index() == 0:
-      self._write(
-        {
-          "step": step,
-          "loss": str(loss),
-          "grad_norm": str(grad_norm),
-          "records": batch,
-          "names": [_name(self._source[record]) for record in batch[:_MAX_NAMES]],
-        }
-      )
+      line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "records": batch}
+      names = [self._source[record]["name"] for record in batch[:_MAX_NAMES]]
+      line["names"] = [os.fsdecode(name) for name in names]
+      metric_writer.append_line(self._path, json.dumps(line))
     what = f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}, on the training "
     if self._skip:
       say(f"{what}records {batch}: skipped")
@@ -91,15 +84,3 @@ class FiniteGuard:
         f"step {step}: the validation loss is {means['loss']}; nothing of it was saved: {_ADVICE}"
       )
     say(f"step {step}: validation loss {means['loss']:.5f}")
-
-  def _write(self, line: Mapping[str, Any]) -> None:
-    if paths.is_remote(self._path):
-      lines = self._path.read_text() if self._path.exists() else ""
-      self._path.write_text(f"{lines}{json.dumps(line)}\n")
-    else:
-      metric_writer.append_line(self._path, json.dumps(line))
-
-
-def _name(example: Mapping[str, Any]) -> str:
-  name = example["name"]
-  return name.decode() if isinstance(name, bytes) else str(name)

@@ -5,7 +5,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -62,9 +62,12 @@ class Report:
     self._waited = 0.0
     self._since = time.monotonic()
 
-  def waiting(self) -> "_Stopwatch":
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
     """A context in which time counts as waiting for data."""
-    return _Stopwatch(self)
+    start = time.monotonic()
+    yield
+    self._waited += time.monotonic() - start
 
   def add(self, step: int, metrics: Mapping[str, Array], records: np.ndarray) -> None:
     """Takes the metrics of a finished step.
@@ -108,17 +111,6 @@ class Report:
   def close(self) -> None:
     """Ends the bar."""
     self._bar.close()
-
-
-class _Stopwatch:
-  def __init__(self, report: Report):
-    self._report = report
-
-  def __enter__(self) -> None:
-    self._start = time.monotonic()
-
-  def __exit__(self, *error: object) -> None:
-    self._report._waited += time.monotonic() - self._start
 
 
 class Profiler:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.defaults import run_defaults
@@ -34,7 +36,7 @@ _STRUCTURE = ("method", "stage", "optimizer.name", "dataset", "seed", "batch_siz
 _SWITCHES = ("optimizer.clip_norm", "ema_decay")
 
 
-def refuse_other_config(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def refuse_other_config(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
   """Compares a run's config with that of the checkpoint from which it is to go on.
 
   Args:
@@ -48,17 +50,17 @@ def refuse_other_config(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> N
   # On the command line `a,b` comes as one string.
   names = (name.strip() for entry in ours.get("may_change", ()) for name in entry.split(","))
   allowed = {name for name in names if name}
-  unknown = sorted(allowed - _flatten(ours).keys())
-  if unknown:
-    raise UserError(f"config.may_change names {unknown[0]!r}, which is no field of the config")
   # Losses may change with permission: no array follows from them.
   sections = [section for section in methods.get(ours["method"]).model if section != "loss"]
   structure = (*_STRUCTURE, *sections)
   defaults = _defaults(ours)
-  ours, theirs = _flatten(ours), _flatten(theirs)
+  ours, theirs = flatten_dict(ours, sep="."), flatten_dict(theirs, sep=".")
+  unknown = sorted(allowed - ours.keys())
+  if unknown:
+    raise UserError(f"config.may_change names {unknown[0]!r}, which is no field of the config")
 
   def in_structure(name: str) -> bool:
-    return any(name == field or name.startswith(f"{field}.") for field in structure)
+    return any(f"{name}.".startswith(f"{field}.") for field in structure)
 
   def is_structure(name: str) -> bool:
     if name in _SWITCHES:
@@ -89,18 +91,8 @@ def refuse_other_config(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> N
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
   """What fields had before they were fields, flat, as JSON has it."""
   method = methods.get(config["method"])
-  sections = [method.defaults(stage) for stage in method.stages if stage <= config["stage"]]
   nested = {"method": methods.OLDEST, **run_defaults()}
-  for section in sections:
-    nested |= section
-  return _flatten(json.loads(json.dumps(nested)))
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
+  for stage in method.stages:
+    if stage <= config["stage"]:
+      nested |= method.defaults(stage)
+  return flatten_dict(json.loads(json.dumps(nested)), sep=".")

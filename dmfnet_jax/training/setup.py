@@ -11,7 +11,7 @@ from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import Method, Params, Stage, select
-from dmfnet_jax.training import distributed, nonfinite, steps
+from dmfnet_jax.training import distributed, steps
 from dmfnet_jax.training.state import Optimizers, TrainState, continue_from, create_train_state
 from dmfnet_jax.weights import files, load_params, workdir
 
@@ -49,7 +49,7 @@ def check_config(config: ml_collections.ConfigDict, devices: int | None = None) 
       f"{devices} devices"
     )
   _check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
-  _check_choice("on_nonfinite", config.on_nonfinite, nonfinite.POLICIES)
+  _check_choice("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
     if config[name] < 1:
       raise UserError(f"config.{name}={config[name]} must be at least 1")
@@ -101,9 +101,8 @@ def _with_start(
 ) -> tuple[ml_collections.ConfigDict, tuple[Params, dict[str, Any]] | None]:
   """Adds the sections of the model that a later stage begins from; returns that model, too."""
   has_copy = distributed.all_agree(workdir.frozen_file(run_folder, "start").exists())
-  is_first = config.stage == min(methods.get(config.method).stages)
   if not config.start and not has_copy:
-    if is_first:
+    if config.stage == min(methods.get(config.method).stages):
       return config, None
     raise UserError("config.start is empty: name the earlier stage's workdir or a model file")
   start = _load(config, "start", run_folder)
