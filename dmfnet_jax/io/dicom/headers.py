@@ -54,9 +54,8 @@ class BadFileError(Exception):
 class Tags:
   """Looks tags up in datasets, the first that has one; what is missing or broken is None or "".
 
-  Attributes:
-    places: the datasets. Those of `of_frame` are an image's functional groups, its header, and what
-      else may say where the image lies.
+  Those of `of_frame` are an image's functional groups, its header, and what else may say where the
+  image lies.
   """
 
   def __init__(self, *places: pydicom.Dataset):
@@ -165,10 +164,10 @@ def quiet() -> Iterator[None]:
 def looks_like_dicom(path: paths.PathLike) -> bool:
   """Says whether a file is DICOM, or a folder holds at least one such file (not its subfolders).
 
-  A file counts by its content (the marker `DICM`, or a first tag that only DICOM has) or by its
-  suffix, so that a broken `.dcm` is named as such and not taken for a broken picture. A path that
-  does not exist counts by its suffix. Of a folder a few dozen files are opened at most, and none
-  whose suffix says that it is something else: it may hold a million pictures.
+  A file counts by its suffix, so that a broken `.dcm` is named as such and not taken for a broken
+  picture, even where there is none; or by its content (the marker `DICM`, or a first tag that only
+  DICOM has). Of a folder a few dozen files are opened at most, and none whose suffix says that it
+  is something else: it may hold a million pictures.
   """
   place = paths.as_path(path)
   try:
@@ -184,12 +183,7 @@ def looks_like_dicom(path: paths.PathLike) -> bool:
 def read_file(path: Any, *, pixels: bool = False) -> pydicom.Dataset:
   """Reads the header of an image, or the whole file, its pixels still encoded.
 
-  Args:
-    path: a `pathlib` or `epath` path.
-    pixels: whether to read the pixels too.
-
-  Returns:
-    What was read; it has a transfer syntax, assumed from the encoding where the file names none.
+  What is returned has a transfer syntax, assumed from the encoding where the file names none.
 
   Raises:
     BadFileError: no DICOM file, broken, or no image.
@@ -205,10 +199,16 @@ def read_file(path: Any, *, pixels: bool = False) -> pydicom.Dataset:
       dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
   except BadFileError:
     raise
-  except Exception as error:
-    raise BadFileError(_why_unreadable(error)) from None
-  if Tags(dataset).value("file_meta") is None:
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+  except FileNotFoundError:
+    raise BadFileError("no such file") from None
+  except OSError as error:
+    raise BadFileError(f"cannot read: {error.strerror or type(error).__name__}") from None
+  except EOFError:
+    raise BadFileError("the file is truncated") from None
+  except MemoryError:
+    raise BadFileError("broken DICOM file: it claims more memory than there is") from None
+  except Exception as error:  # its own words may quote the header
+    raise BadFileError(f"broken DICOM file ({type(error).__name__} while parsing)") from None
   if not Tags(dataset.file_meta).text("TransferSyntaxUID"):
     implicit, little = dataset.original_encoding
     explicit = ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
@@ -225,8 +225,7 @@ def size_of(tags: Tags) -> tuple[int, int]:
 def frame_count(header: pydicom.Dataset) -> int:
   """The number of images in a file.
 
-  Raises:
-    BadFileError: the header announces more than it describes, or more pixels than we take.
+  Raises BadFileError where the header announces more than it describes, or more than we take.
   """
   tags = Tags(header)
   count = max(1, int(tags.number("NumberOfFrames") or 1))
@@ -242,11 +241,10 @@ def frame_count(header: pydicom.Dataset) -> int:
 def place_of(
   tags: Tags, header: pydicom.Dataset, index: int, count: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Finds where one of the `count` images of a file lies.
+  """Where one of the `count` images of a file lies; None for what is unknown.
 
-  Returns:
-    float64 [3], the centre of its first voxel, and float64 [6], the directions of a row (increasing
-    column) and of a column (increasing row), unit vectors; None where unknown.
+  float64 [3], the centre of its first voxel, and float64 [6], the directions of a row (increasing
+  column) and of a column (increasing row), unit vectors.
   """
   position = tags.numbers("ImagePositionPatient", 3)
   orientation = _unit_vectors(tags.numbers("ImageOrientationPatient", 6))
@@ -279,8 +277,7 @@ def normal_of(orientation: np.ndarray) -> np.ndarray:
 def read_pixels(path: Any) -> np.ndarray:
   """Decodes the pixels of a file: stored values, or colours of any depth, as pydicom shapes them.
 
-  Raises:
-    BadFileError: they cannot be decoded.
+  Raises BadFileError where they cannot be decoded.
   """
   dataset = read_file(path, pixels=True)
   syntax = Tags(dataset.file_meta).uid("TransferSyntaxUID")
@@ -293,8 +290,7 @@ def read_pixels(path: Any) -> np.ndarray:
     return decoded
   except MemoryError:
     raise BadFileError("claims more pixels than fit into memory") from None
-  except Exception as error:
-    # Not the error's own text: it may quote the header.
+  except Exception as error:  # its own words may quote the header
     reason = f"pixel data is broken ({type(error).__name__})"
     if syntax.is_encapsulated:
       reason = f"compressed as {syntax.name}: broken, or beyond the decoders that are installed"
@@ -302,31 +298,17 @@ def read_pixels(path: Any) -> np.ndarray:
 
 
 def _is_dicom_file(path: Any) -> bool:
-  try:
-    with path.open("rb") as file:
-      return _is_dicom_start(file.read(132)) or path.suffix.lower() in DICOM_SUFFIXES
-  except OSError:
-    return path.suffix.lower() in DICOM_SUFFIXES
+  if path.suffix.lower() in DICOM_SUFFIXES:
+    return True
+  with contextlib.suppress(OSError), path.open("rb") as file:
+    return _is_dicom_start(file.read(132))
+  return False
 
 
 def _is_dicom_start(start: bytes) -> bool:
   """The marker; or as in old files the first tag, little-endian: group 2 or 8, a low element."""
   is_tag = len(start) >= 8 and start[:2] in (b"\2\0", b"\x08\0") and start[3] == 0
   return start[128:] == b"DICM" or (is_tag and start[2] < 32)
-
-
-def _why_unreadable(error: Exception) -> str:
-  """Not in the error's own words, which may quote the header."""
-  match error:
-    case FileNotFoundError():
-      return "no such file"
-    case OSError():
-      return f"cannot read: {error.strerror or type(error).__name__}"
-    case EOFError():
-      return "the file is truncated"
-    case MemoryError():
-      return "broken DICOM file: it claims more memory than there is"
-  return f"broken DICOM file ({type(error).__name__} while parsing)"
 
 
 def _check_is_image(dataset: pydicom.Dataset) -> None:
@@ -360,18 +342,16 @@ def _unit_vectors(orientation: np.ndarray | None) -> np.ndarray | None:
     return None
   vectors = orientation.reshape(2, 3)
   lengths = np.linalg.norm(vectors, axis=1)
-  if np.abs(lengths - 1).max() > 0.01 or abs(vectors[0] @ vectors[1]) > 0.01:
+  error = np.abs(lengths - 1).max()
+  if error > 0.01 or abs(vectors[0] @ vectors[1]) > 0.01:
     return None
-  if np.abs(lengths - 1).max() < 1e-4:
-    return orientation  # as written: what is copied to a result stays the same
-  return (vectors / lengths[:, None]).ravel()
+  # As written where possible: what is copied to a result stays the same.
+  return orientation if error < 1e-4 else (vectors / lengths[:, None]).ravel()
 
 
 def _check_encoding(dataset: pydicom.Dataset, syntax: UID) -> None:
   """Tells the usual obstacles apart before decoding, which would only raise."""
-  keywords = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-  keyword = next((keyword for keyword in keywords if keyword in dataset), None)
-  if keyword is None:
+  if not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
     raise BadFileError("holds no pixel data: the file is truncated, or a header only")
   try:
     decoder = pydicom.pixels.get_decoder(syntax)
@@ -384,7 +364,7 @@ def _check_encoding(dataset: pydicom.Dataset, syntax: UID) -> None:
       f"compressed as {syntax.name}, for which no decoder is installed:"
       " `pip install python-gdcm`, or save it uncompressed"
     )
-  if keyword != "PixelData" or syntax.is_encapsulated:
+  if "PixelData" not in dataset or syntax.is_encapsulated:
     return
   try:
     expected, found = int(get_expected_length(dataset)), len(dataset.PixelData)
