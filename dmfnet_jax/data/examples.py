@@ -11,17 +11,16 @@ from dmfnet_jax.io.pictures import to_float
 
 
 class DecodedPairs:
-  """Random access to {"a", "b": uint8 [H, W], "record": position, "name"}, with a bounded cache."""
+  """Random access to {"a", "b": uint8 [H, W], "record": position, "name"}, with a bounded cache.
+
+  Args:
+    source: The examples, as a builder yields them.
+    cache_bytes: How much of what was read to keep; 0 keeps nothing.
+  """
 
   def __init__(self, source: Sequence[dict[str, Any]], cache_bytes: int):
-    """Wraps a source.
-
-    Args:
-      source: The examples, as a builder yields them.
-      cache_bytes: How much of what was read to keep; 0 keeps nothing.
-    """
     self._source = source
-    self._free_bytes = cache_bytes
+    self._cache_bytes = self._free_bytes = cache_bytes
     self._cache: dict[int, dict[str, Any]] = {}
 
   def __len__(self) -> int:
@@ -44,14 +43,9 @@ class DecodedPairs:
         self._cache[record] = pair
     return pair
 
-  def __getstate__(self) -> dict[str, Any]:
+  def __reduce__(self):
     # Each worker process fills a cache of its own; ours need not travel there.
-    size = sum(pair["a"].nbytes + pair["b"].nbytes for pair in self._cache.values())
-    return {
-      "_source": self._source,
-      "_free_bytes": self._free_bytes + size,
-      "_cache": {},
-    }
+    return DecodedPairs, (self._source, self._cache_bytes)
 
 
 def training_example(
@@ -60,7 +54,7 @@ def training_example(
   """Cuts the training example at one position of the global stream.
 
   Args:
-    position: The position; draws the crop and the flips, together with `seed`.
+    position: Draws the crop and the flips, together with `seed`.
     pair: An element of `DecodedPairs`.
     seed: The data's seed.
     batch_size: Examples in a global batch.
@@ -94,7 +88,7 @@ def eval_example(
   """Cuts the centre of the example at one position of a pass.
 
   Args:
-    position: The position; those past the last record are padding.
+    position: Those past the last record are padding.
     pair: An element of `DecodedPairs`.
     num_records: Number of real examples.
     batch_size: Examples in a global batch.
@@ -106,14 +100,10 @@ def eval_example(
   Raises:
     UserError: The picture is smaller than 16 x 16, or too small to be padded to the crop.
   """
-  if crop_size is None:
-    a, b = pair["a"], pair["b"]
-    height, width = (side // 16 * 16 for side in a.shape)
-    if not (height and width):
-      raise UserError(f"{_describe(pair)} is smaller than 16 x 16")
-  else:
-    a, b = _pad_to(pair, crop_size)
-    height = width = crop_size
+  a, b = _pad_to(pair, crop_size or 0)
+  height, width = (crop_size or side // 16 * 16 for side in a.shape)
+  if not (height and width):
+    raise UserError(f"{_describe(pair)} is smaller than 16 x 16")
   top, left = (a.shape[0] - height) // 2, (a.shape[1] - width) // 2
   window = np.s_[top : top + height, left : left + width]
   return {
@@ -129,8 +119,6 @@ def _pad_to(pair: dict[str, Any], size: int) -> tuple[np.ndarray, np.ndarray]:
   """Reflect-pads both pictures, evenly on opposite sides, to at least `size` in each direction."""
   a, b = pair["a"], pair["b"]
   missing = [max(0, size - side) for side in a.shape]
-  if not any(missing):
-    return a, b
   # A reflection has no more than side - 1 new pixels on each of the two sides.
   if any(amount > 2 * (side - 1) for amount, side in zip(missing, a.shape, strict=True)):
     raise UserError(f"{_describe(pair)} is far smaller than the crop of {size}; use a smaller crop")

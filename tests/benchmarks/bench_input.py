@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -107,8 +108,9 @@ def main() -> None:
         "batch_size": args.batch_size,
         "num_workers": workers,
       }
-      start, read = measure(source, args.seconds, cache=False, **options)
-      _, cached = measure(source, args.seconds, cache=True, **options)
+      with mock.patch.object(pipeline, "CACHE_BYTES", 0):
+        start, read = measure(source, args.seconds, **options)
+      _, cached = measure(source, args.seconds, **options)
       times = f"{read / step:.1f}"
       print(f"{workers:>8} {start:>9.1f} {read:>14.0f} {cached:>16.0f} {times:>7}", flush=True)
 

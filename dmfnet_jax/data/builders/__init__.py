@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from dmfnet_jax.io.color import to_grey
 from dmfnet_jax.io.pictures import list_images, read_image
 
 _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
+SPLITS = ("train", "validation", "test")
 
 # Name -> builder class, in the module `dmfnet_jax.data.builders.NAME`.
 BUILDERS = {
@@ -54,7 +54,8 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
   Raises:
     UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.
   """
-  builder_class = _builder_class(name)
+  _check_name(name)
+  builder_class = getattr(importlib.import_module(f"{__name__}.{name}"), BUILDERS[name])
   builder = builder_class(data_dir=str(data_dir), file_format="array_record", **options)
   folder = builder.data_dir
   if (builder.data_path / _LAST_FILE).exists():
@@ -64,8 +65,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
   else:
     if manual_dir is not None and not Path(manual_dir).is_dir():
       raise UserError(f"no such folder: {manual_dir}")
-    _require_tensorflow()
-    _download_and_prepare(builder, manual_dir)
+    _write(builder, manual_dir)
     print(f"Prepared {name} {builder.version} in {folder}")
   for note in getattr(builder, "notes", ()):
     print(f"  note: {note}")
@@ -80,20 +80,15 @@ class PreparedSource(Sequence):
 
   `name` and `modality` of an example are bytes. In another process a copy opens the files anew.
 
+  Args:
+    folder: The folder of one version.
+    split: As `open_source`.
+
   Attributes:
     name: Dataset, version and split, such as "harvard_mmif/1.0.0 train".
   """
 
   def __init__(self, folder: str, split: str):
-    """Opens a split; `open_source` finds the folder.
-
-    Args:
-      folder: The folder of one version.
-      split: A split's name, or a slice of one.
-
-    Raises:
-      UserError: There is no such split.
-    """
     self._arguments = (folder, split)
     with _no_masked_tensorflow():
       import tensorflow_datasets as tfds
@@ -134,7 +129,12 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
 
   _check_name(name)
   try:
-    versions = _prepared_versions(epath.Path(data_dir).expanduser() / name)
+    folder = epath.Path(data_dir).expanduser() / name
+    versions = [
+      child
+      for child in (folder.iterdir() if folder.is_dir() else ())
+      if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and (child / _LAST_FILE).exists()
+    ]
   except ImportError as error:
     raise UserError(
       f"cannot open {data_dir}: {error}. Install gcsfs, or mount the bucket as a folder."
@@ -145,7 +145,8 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
       command += " --manual-dir FOLDER"
     raise UserError(f"no prepared dataset {name!r} in {data_dir}; prepare it with: {command}")
 
-  return PreparedSource(os.fspath(versions[-1]), split)
+  newest = max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))))
+  return PreparedSource(os.fspath(newest), split)
 
 
 def pair_features():
@@ -165,19 +166,12 @@ def pair_features():
 def match_stems(a_dir: Path, b_dir: Path) -> dict[str, tuple[Path, Path]]:
   """Pairs the pictures of two folders by file stem.
 
-  Args:
-    a_dir: Folder of the A pictures.
-    b_dir: Folder of the B pictures.
-
   Returns:
     A dict from stem to (A's path, B's path), sorted by stem.
 
   Raises:
     UserError: A folder is missing, or a picture has no partner.
   """
-  for folder in (a_dir, b_dir):
-    if not folder.is_dir():
-      raise UserError(f"no such folder: {folder}")
   a_files, b_files = list_images(a_dir), list_images(b_dir)
   for files, others, folder in ((a_files, b_files, b_dir), (b_files, a_files, a_dir)):
     lonely = sorted(set(files) - set(others))
@@ -204,24 +198,14 @@ def read_pair(a_path: Path, b_path: Path) -> tuple[np.ndarray, np.ndarray]:
   if a.shape[:2] != b.shape[:2]:
     sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (a, b)]
     raise UserError(f"{a_path} is {sizes[0]} but {b_path} is {sizes[1]}: a pair must be registered")
-  a = to_grey(a)
-  if b.ndim == 2:
-    b = np.repeat(b[..., None], 3, axis=-1)
-  return a[..., None], b
+  return to_grey(a)[..., None], b if b.ndim == 3 else np.repeat(b[..., None], 3, axis=-1)
 
 
 def manual_folder(builder, dl_manager) -> Path:
-  """The user's folder that TFDS was given.
-
-  Args:
-    builder: The builder that asks; its MANUAL_DOWNLOAD_INSTRUCTIONS say what to give.
-    dl_manager: TFDS's download manager.
-
-  Returns:
-    An existing folder that is not empty.
+  """The user's folder that TFDS's download manager was given for a builder.
 
   Raises:
-    UserError: It was not given, or is empty.
+    UserError: It was not given, or is empty: what the builder's MANUAL_DOWNLOAD_INSTRUCTIONS say.
   """
   try:
     return Path(dl_manager.manual_dir)
@@ -237,12 +221,7 @@ def _check_name(name: str) -> None:
     raise UserError(f"unknown dataset {name!r}; known ones: {', '.join(sorted(BUILDERS))}")
 
 
-def _builder_class(name: str) -> type:
-  _check_name(name)
-  return getattr(importlib.import_module(f"{__name__}.{name}"), BUILDERS[name])
-
-
-def _require_tensorflow() -> None:
+def _write(builder, manual_dir: str | Path | None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or its start-up notes fill the screen
   try:
     import tensorflow  # noqa: F401
@@ -251,14 +230,9 @@ def _require_tensorflow() -> None:
       "preparing a dataset needs TensorFlow, which cannot be imported here "
       f"({error}); install it with: pip install tensorflow-cpu"
     ) from error
-
-
-def _download_and_prepare(builder, manual_dir: str | Path | None) -> None:
   import tensorflow_datasets as tfds
 
-  config = tfds.download.DownloadConfig(
-    manual_dir=str(manual_dir) if manual_dir is not None else None
-  )
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   # TFDS announces its progress on standard output, which is for our own answer. It makes a folder
   # for downloads even where, as here, nothing is downloaded.
   with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as downloads:
@@ -284,14 +258,3 @@ def _no_masked_tensorflow() -> Iterator[None]:
   finally:
     if masked:
       sys.modules["tensorflow"] = None  # type: ignore[assignment]
-
-
-def _prepared_versions(folder) -> list[Any]:
-  """Version folders with a complete dataset, oldest first."""
-  if not folder.is_dir():
-    return []
-  found = []
-  for child in folder.iterdir():
-    if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and (child / _LAST_FILE).exists():
-      found.append(child)
-  return sorted(found, key=lambda child: tuple(map(int, child.name.split("."))))

@@ -26,6 +26,7 @@ A copy that is divided already may have one patient in two splits. It is still t
 `prepare` prints the cases: a validation loss on them flatters.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -51,11 +52,14 @@ _SPLIT_FOLDERS = {
   "reference": "test",
   "test": "test",
 }
-_SPLITS = ("train", "validation", "test")
+_LAYOUTS = (
+  "{train,val,reference}/{ct,pet,spect}/{mri,other} or "
+  "CT-MRI/{CT,MRI}, PET-MRI/{PET,MRI}, SPECT-MRI/{SPECT,MRI}"
+)
 
 
 class Pair(NamedTuple):
-  """One pair of files and where it goes."""
+  """One pair of files and its split."""
 
   split: str
   modality: str
@@ -74,11 +78,7 @@ class HarvardMmif(tfds.core.GeneratorBasedBuilder):
   """MRI with CT, PET or SPECT; see the module's docstring for folders and splits."""
 
   VERSION = tfds.core.Version("1.0.0")
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "Give the folder with the pictures as manual_dir: "
-    "{train,val,reference}/{ct,pet,spect}/{mri,other} or "
-    "CT-MRI/{CT,MRI}, PET-MRI/{PET,MRI}, SPECT-MRI/{SPECT,MRI}."
-  )
+  MANUAL_DOWNLOAD_INSTRUCTIONS = f"Give the folder with the pictures as manual_dir: {_LAYOUTS}."
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
@@ -92,10 +92,8 @@ class HarvardMmif(tfds.core.GeneratorBasedBuilder):
     self.notes = [
       f"case {case} is in {' and '.join(splits)}" for case, splits in shared_cases(pairs).items()
     ]
-    divided = {split: [pair for pair in pairs if pair.split == split] for split in _SPLITS}
-    return {
-      split: self._generate_examples(members) for split, members in divided.items() if members
-    }
+    by_split = itertools.groupby(pairs, key=lambda pair: pair.split)
+    return {split: self._generate_examples(list(members)) for split, members in by_split}
 
   def _generate_examples(self, pairs):
     for pair in pairs:
@@ -116,8 +114,9 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
     UserError: No pairs are found, a picture has no partner, or a name is not a case and a slice.
   """
   pairs: dict[tuple[str, str], Pair] = {}
+  folders = [Path(folder) for folder, _, _ in os.walk(manual_dir, followlinks=True)]
   # Shallow folders first: where a collection comes whole and divided, the whole is read.
-  for folder in sorted(_walk(Path(manual_dir)), key=lambda path: (len(path.parts), str(path))):
+  for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
     for modality, a_dir, b_dir, split in _picture_folders(folder, Path(manual_dir)):
       for stem, (a_path, b_path) in builders.match_stems(a_dir, b_dir).items():
         if (modality, stem) in pairs:
@@ -127,19 +126,13 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
           split or _split_by_lists(modality, case, stem), modality, case, stem, a_path, b_path
         )
   if not pairs:
-    raise UserError(
-      f"no pairs under {manual_dir}; expected "
-      "{train,val,reference}/{ct,pet,spect}/{mri,other} or "
-      "CT-MRI/{CT,MRI}, PET-MRI/{PET,MRI}, SPECT-MRI/{SPECT,MRI}"
-    )
-  return sorted(pairs.values(), key=lambda p: (_SPLITS.index(p.split), p.modality, int(p.stem)))
+    raise UserError(f"no pairs under {manual_dir}; expected {_LAYOUTS}")
+  order = builders.SPLITS.index
+  return sorted(pairs.values(), key=lambda p: (order(p.split), p.modality, int(p.stem)))
 
 
 def shared_cases(pairs: list[Pair]) -> dict[int, list[str]]:
   """Finds the cases that lie in both "train" and "validation".
-
-  Args:
-    pairs: Pairs with their splits.
 
   Returns:
     A dict from case to texts such as "train (CT, PET)", one for each of the two splits.
@@ -154,25 +147,15 @@ def shared_cases(pairs: list[Pair]) -> dict[int, list[str]]:
   }
 
 
-def _walk(root: Path) -> Iterator[Path]:
-  for folder, _, _ in os.walk(root, followlinks=True):
-    yield Path(folder)
-
-
 def _picture_folders(folder: Path, root: Path) -> Iterator[tuple[str, Path, Path, str | None]]:
   """Yields (modality, MRI folder, other folder, split if the folders say it) for one folder."""
   children = {child.name.lower(): child for child in folder.iterdir() if child.is_dir()}
   if "mri" not in children:
     return
   if "other" in children and folder.name.upper() in TEST_STEMS:
-    levels = [part.lower() for part in folder.relative_to(root).parts]
-    divided = [_SPLIT_FOLDERS[level] for level in levels if level in _SPLIT_FOLDERS]
-    yield (
-      folder.name.upper(),
-      children["mri"],
-      children["other"],
-      divided[-1] if divided else None,
-    )
+    levels = [_SPLIT_FOLDERS.get(part.lower()) for part in folder.relative_to(root).parts]
+    split = next(filter(None, reversed(levels)), None)
+    yield folder.name.upper(), children["mri"], children["other"], split
   for modality in TEST_STEMS:
     if modality.lower() in children:
       yield modality, children["mri"], children[modality.lower()], None

@@ -20,11 +20,21 @@ import tensorflow_datasets as tfds
 from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
 
-_SPLITS = ("train", "validation", "test")
+Pairs = dict[str, tuple[Path, Path]]
 
 
 class PairedFolder(tfds.core.GeneratorBasedBuilder):
-  """Pairs of two folders; see the module's docstring."""
+  """Pairs of two folders; see the module's docstring.
+
+  Args:
+    a_dir: Folder of the A pictures; only together with `b_dir`, and then instead of `manual_dir`.
+    b_dir: Folder of the B pictures.
+    modality: What every example's "modality" says.
+    **kwargs: TFDS's own.
+
+  Raises:
+    UserError: Only one of the two folders is given.
+  """
 
   VERSION = tfds.core.Version("1.0.0")
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -40,20 +50,9 @@ class PairedFolder(tfds.core.GeneratorBasedBuilder):
     modality: str = "other",
     **kwargs,
   ):
-    """Makes the builder.
-
-    Args:
-      a_dir: Folder of the A pictures; only together with `b_dir`, and then instead of `manual_dir`.
-      b_dir: Folder of the B pictures.
-      modality: What every example's "modality" says.
-      **kwargs: TFDS's own.
-
-    Raises:
-      UserError: Only one of the two folders is given.
-    """
     if (a_dir is None) != (b_dir is None):
       raise UserError("paired_folder needs both a_dir and b_dir, or neither and manual_dir")
-    self._dirs = None if a_dir is None or b_dir is None else (Path(a_dir), Path(b_dir))
+    self._dirs = (Path(a_dir), Path(b_dir)) if a_dir and b_dir else None
     self._modality = modality
     super().__init__(**kwargs)
 
@@ -65,13 +64,11 @@ class PairedFolder(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     if self._dirs:
-      pairs = divide_by_hash(builders.match_stems(*self._dirs))
-      divided_here = True
+      pairs, divided = divide_by_hash(builders.match_stems(*self._dirs)), False
     else:
       manual_dir = builders.manual_folder(self, dl_manager)
-      pairs = find_pairs(manual_dir)
-      divided_here = not (manual_dir / "train").is_dir()
-    if divided_here:
+      pairs, divided = find_pairs(manual_dir), (manual_dir / "train").is_dir()
+    if not divided:
       self.notes = (
         "every tenth file or so is for validation; where a patient has several slices, put whole "
         "patients into train/ and validation/ instead",
@@ -84,14 +81,8 @@ class PairedFolder(tfds.core.GeneratorBasedBuilder):
       yield stem, {"a": a, "b": b, "name": stem, "modality": self._modality}
 
 
-Pairs = dict[str, tuple[Path, Path]]
-
-
 def find_pairs(manual_dir: Path) -> dict[str, Pairs]:
-  """Pairs the pictures under `manual_dir`.
-
-  Args:
-    manual_dir: A folder in one of the layouts of the module's docstring.
+  """Pairs the pictures under a folder in one of the layouts of the module's docstring.
 
   Returns:
     For each split a dict from stem to (A's path, B's path).
@@ -103,7 +94,7 @@ def find_pairs(manual_dir: Path) -> dict[str, Pairs]:
     return divide_by_hash(builders.match_stems(manual_dir / "a", manual_dir / "b"))
   pairs = {
     split: builders.match_stems(manual_dir / split / "a", manual_dir / split / "b")
-    for split in _SPLITS
+    for split in builders.SPLITS
     if (manual_dir / split).is_dir()
   }
   if not pairs["train"]:
@@ -113,9 +104,6 @@ def find_pairs(manual_dir: Path) -> dict[str, Pairs]:
 
 def divide_by_hash(pairs: Pairs) -> dict[str, Pairs]:
   """Sends about every tenth stem to "validation", and at least one of two or more.
-
-  Args:
-    pairs: A dict from stem to paths.
 
   Returns:
     {"train": ..., "validation": ...}, together all of `pairs`.
