@@ -92,7 +92,7 @@ def _channels(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   rgb = np.asarray(rgb)
   if rgb.dtype != np.uint8:
     raise TypeError(f"a colour picture must be uint8, not {rgb.dtype}")
-  if rgb.ndim < 1 or rgb.shape[-1] != 3:
+  if rgb.shape[-1:] != (3,):
     raise ValueError(f"a colour picture has shape [..., 3], not {rgb.shape}")
   wide = rgb.astype(np.int32)
   return wide[..., 0], wide[..., 1], wide[..., 2]

@@ -12,6 +12,7 @@ voxel where it came from.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import nibabel
@@ -143,10 +144,6 @@ def resample(b: Volume, a: Volume) -> Volume:
   keep their values; otherwise they are interpolated linearly (nibabel's `resample_from_to`), and
   what lies outside B gets its smallest value.
 
-  Args:
-    b: the volume to resample.
-    a: gives the grid.
-
   Returns:
     B with A's shape and affine.
 
@@ -184,8 +181,8 @@ def find_plane(axis: str | int, volume: Volume) -> str:
   """Returns the plane whose slices are fused.
 
   Args:
-    axis: one of `PLANES`, or an array axis 0, 1, 2, which stands for the plane that it is nearest
-      to being the normal of.
+    axis: one of `PLANES`, or an array axis 0, 1, 2 of A, which stands for the plane that it is
+      nearest to being the normal of.
     volume: A.
 
   Raises:
@@ -199,15 +196,9 @@ def find_plane(axis: str | int, volume: Volume) -> str:
 
 
 def to_pictures(data: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
-  """Cuts a volume into pictures.
+  """Cuts a volume [I, J, K, ...] into pictures [N, H, W, ...] across one of `PLANES`, a view.
 
-  Args:
-    data: [I, J, K, ...].
-    affine: its affine.
-    plane: one of `PLANES`.
-
-  Returns:
-    [N, H, W, ...], a view, as the module's docstring describes.
+  They lie as the module's docstring describes.
   """
   straight = nibabel.apply_orientation(data, nibabel.io_orientation(affine))
   stack = np.moveaxis(straight, PLANES.index(plane), 0)  # [N, leftmost world axis, other]
@@ -242,8 +233,7 @@ def slice_position(volume: Volume, plane: str, index: int) -> np.ndarray:
 
 def _corners(volume: Volume) -> np.ndarray:
   """World coordinates [8, 3] of the first and last voxels."""
-  last = np.array(volume.shape) - 1
-  indices = np.array(np.meshgrid(*([0, end] for end in last), indexing="ij")).reshape(3, -1).T
+  indices = list(itertools.product(*((0, length - 1) for length in volume.shape)))
   return nibabel.affines.apply_affine(volume.affine, indices)
 
 

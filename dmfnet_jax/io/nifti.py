@@ -10,6 +10,7 @@ the header of A as far as it tells of geometry and units; free text, intents and
 may name a patient, are left out.
 """
 
+import contextlib
 import gzip
 import math
 import os
@@ -35,10 +36,7 @@ _SLACK = 1 << 16  # beyond the voxels: enough for a gzip file to end, where its 
 
 
 def read_nifti(path: paths.PathLike) -> Volume:
-  """Reads one file.
-
-  Args:
-    path: the file; compressed or not is told by its content.
+  """Reads one file; whether it is compressed is told by its content.
 
   Returns:
     The volume; its `source` is the header.
@@ -64,7 +62,7 @@ def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
   The same data give the same bytes. Compressed where the name ends in .gz.
 
   Args:
-    path: where to; its folder exists.
+    path: in a folder that exists.
     data: uint8 or float32 [I, J, K], or uint8 [I, J, K, 3], which is written as RGB24.
     like: gives the affine, and the header where it was read from a NIfTI file.
 
@@ -184,19 +182,16 @@ def _content(data: bytes, needed: int) -> bytes:
 def _place(image: Any) -> tuple[list[str], bool]:
   """What to say about a volume's place, and whether it has one."""
   header = image.header
-  if not header["sform_code"] and not header["qform_code"]:
+  codes = header["sform_code"], header["qform_code"]
+  if not any(codes):
     return ["its header does not say where it lies (sform and qform codes are 0)"], False
-  if not header["sform_code"] or not header["qform_code"]:
-    return [], True
-  try:
-    qform = header.get_qform()
-  except nibabel.spatialimages.HeaderDataError:  # the sform is used, so nothing is lost
-    return [], True
-  last = [max(length - 1, 0) for length in (*image.shape, 1)[:3]]
-  ends = nibabel.affines.apply_affine(image.affine - qform, [[0, 0, 0], last])
-  apart = np.linalg.norm(ends, axis=1).max()
-  if apart > 0.5 * nibabel.affines.voxel_sizes(image.affine).min():
-    return [f"its sform and qform differ by {apart:.3g} mm: the sform is used"], True
+  if all(codes):
+    with contextlib.suppress(nibabel.spatialimages.HeaderDataError):  # of the qform: not used
+      last = [max(length - 1, 0) for length in (*image.shape, 1)[:3]]
+      ends = nibabel.affines.apply_affine(image.affine - header.get_qform(), [[0, 0, 0], last])
+      apart = np.linalg.norm(ends, axis=1).max()
+      if apart > 0.5 * nibabel.affines.voxel_sizes(image.affine).min():
+        return [f"its sform and qform differ by {apart:.3g} mm: the sform is used"], True
   return [], True
 
 

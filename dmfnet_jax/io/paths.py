@@ -70,7 +70,7 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-  """Writes a file that appears whole or not at all, as `write_image` does; its folder exists.
+  """Writes a file that appears whole or not at all, in a folder that exists.
 
   Raises:
     UserError: it cannot be written.

@@ -62,12 +62,10 @@ def read_values(path: PathLike) -> np.ndarray:
 def write_image(path: PathLike, image: np.ndarray) -> None:
   """Writes one picture; the suffix picks the format. The file appears whole or not at all.
 
-  A local file is written beside its final place under a hidden name and then moved over it; a
-  remote object appears when its upload is complete. JPEG is written at quality 95 without chroma
-  subsampling, everything else without loss.
+  JPEG is written at quality 95 without chroma subsampling, everything else without loss.
 
   Args:
-    path: where to; its folder exists. An older file there is replaced.
+    path: in a folder that exists. An older file there is replaced.
     image: uint8 [H, W] or [H, W, 3] (red first); or float32 [H, W], which only TIFF holds.
 
   Raises:
@@ -100,7 +98,7 @@ def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, A
   STEM: the deviations that `fuse_files` writes beside its pictures are not pictures to fuse.
 
   Args:
-    folder: the folder.
+    folder: where to look.
     files: what `list_files` says of it, where that is known: a folder may hold a million.
 
   Returns:

@@ -60,11 +60,8 @@ _MAX_LUT_BYTES = 1 << 20  # a table of 256 lines has some thousand
 def parse_window(text: str) -> Window | str:
   """Reads a window from a command line.
 
-  Args:
-    text: "lo,hi", or "auto".
-
   Returns:
-    (lo, hi), or `AUTO`.
+    (lo, hi) of "lo,hi", or `AUTO` of "auto".
 
   Raises:
     UserError: it is neither, a number is not finite, or lo is not below hi.
@@ -85,10 +82,7 @@ def percentile_window(data: np.ndarray) -> Window:
 
   Zero is left out because it is what surrounds a head, in any amount. The result is rounded to six
   digits, so that what is printed is what was used. Where the percentiles fall together (a mask, a
-  few hot voxels) it is the whole range.
-
-  Args:
-    data: any shape, any real dtype.
+  few hot voxels) it is the whole range. Any shape, any real dtype.
 
   Returns:
     (lo, hi) with lo < hi.
@@ -108,14 +102,9 @@ def percentile_window(data: np.ndarray) -> Window:
 
 
 def to_uint8(data: np.ndarray, window: Window) -> np.ndarray:
-  """Maps values through a window.
+  """Maps values [N, ...] of any real dtype through a window (lo, hi), lo < hi, to uint8.
 
-  Args:
-    data: [N, ...], any real dtype; NaN becomes 0, infinities the ends.
-    window: (lo, hi) with lo < hi.
-
-  Returns:
-    uint8 of data's shape.
+  NaN becomes 0, infinities the ends.
   """
   low, high = window
   result = np.empty(data.shape, np.uint8)
@@ -127,15 +116,12 @@ def to_uint8(data: np.ndarray, window: Window) -> np.ndarray:
 
 
 def read_lut(name: str) -> np.ndarray:
-  """Returns a colour map by name, or from a file.
+  """Returns a colour map by one of `LUT_NAMES`, or from a file.
 
   A file holds either text, one colour a line (three numbers, 0..255, or 0..1 where none is larger
   than 1, between spaces or commas; a fourth in front is taken for the line's number; headings and
   lines that begin with # are passed over; any number of lines from two, spread evenly), or the 768
   bytes of ImageJ: 256 of red, of green, of blue.
-
-  Args:
-    name: one of `LUT_NAMES`, or a file.
 
   Returns:
     uint8 [256, 3].

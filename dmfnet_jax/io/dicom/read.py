@@ -42,18 +42,16 @@ class Frame:
   """One image of a file, not decoded yet; what the file does not say is None.
 
   Attributes:
-    path: the file.
-    header: of the file, without pixels, shared by its frames. It holds patient data.
-    tags: looks up what the header says about this image.
-    index: number of the frame in the file, from 0.
-    single: the file holds this image only.
-    series: the Series Instance UID.
+    header: of the file `path`, without pixels, shared by its frames. It holds patient data.
+    index: number of the frame in the file, from 0; `single` if the file holds no other.
     shape: rows, columns, and 3 where coloured.
     position, orientation: as `headers.place_of` says.
     spacing: float64 [2], the distance between rows and between columns in mm.
     meaning: of its values.
-    unit: of `meaning`.
   """
+
+  position: Any  # not None where `is_placed`
+  orientation: Any
 
   def __init__(self, path: Any, header: pydicom.Dataset, index: int, count: int):
     self.path, self.header, self.index, self.single = path, header, index, count == 1
@@ -75,8 +73,7 @@ class Frame:
 class _MixedError(UserError):
   """The images are not one volume.
 
-  Attributes:
-    suspects: those outside the largest group; a broken file among them may be the whole mixture.
+  A broken file among the `suspects`, those outside the largest group, may be the whole mixture.
   """
 
   def __init__(self, message: str, groups: list[list[Frame]]):
@@ -86,10 +83,7 @@ class _MixedError(UserError):
 
 
 def read_dicom(path: paths.PathLike) -> Volume:
-  """Reads one DICOM file, or the series whose files lie in a folder.
-
-  Args:
-    path: a file (of one image or many frames), or a folder, of which subfolders are left out.
+  """Reads a file (of one image or many frames), or the series in a folder, without subfolders.
 
   Returns:
     The volume. Its axes are columns, rows, slices, and its `source` is the `Frame` of each slice.
@@ -194,12 +188,11 @@ def _check_alike(
 
   groups: list[list[Frame]] = []
   for frame in frames:
-    for group in groups:
-      if is_same(getattr(frame, name), getattr(group[0], name)):
-        group.append(frame)
-        break
-    else:
-      groups.append([frame])
+    same = (group for group in groups if is_same(getattr(frame, name), getattr(group[0], name)))
+    group = next(same, [])
+    if not group:
+      groups.append(group)
+    group.append(frame)
   if len(groups) < 2:
     return
   more = f", and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
@@ -223,17 +216,13 @@ def _check_alike(
 
 
 def _sort(frames: list[Frame]) -> tuple[list[Frame], str]:
-  """Sorts images along the normal of the slices, or by what comes closest.
+  """Sorts images along the normal of the slices, or by what comes closest, and then says so.
 
-  Returns:
-    The images, and a note where they are not sorted by position, else "".
-
-  Raises:
-    _MixedError: several images at one position.
+  Raises _MixedError where several images are at one position.
   """
-  positions, orientation = _positions(frames), frames[0].orientation
-  if positions is not None and orientation is not None:
-    heights = positions @ normal_of(orientation)
+  positions = _positions(frames)
+  if positions is not None:
+    heights = positions @ normal_of(frames[0].orientation)
     order = np.argsort(heights, kind="stable")
     frames = [frames[i] for i in order]
     _check_distinct(frames, heights[order])
@@ -242,15 +231,13 @@ def _sort(frames: list[Frame]) -> tuple[list[Frame], str]:
   # No geometry, but there may be an order.
   if len(frames) == 1:
     return frames, _NO_GEOMETRY
-  by = "the file"
-  if any(frame.single for frame in frames):
-    for keyword in ("SliceLocation", "InstanceNumber"):
-      values = [frame.tags.number(keyword) for frame in frames]
-      known = [value for value in values if value is not None]
-      if len(known) == len(frames) == len(set(known)):
-        frames = [frames[i] for i in np.argsort(known)]
-        return frames, f"{_NO_GEOMETRY}, and slices in the order of {keyword}"
-    by = "file names"
+  for keyword in ("SliceLocation", "InstanceNumber"):  # the same in all frames of a file
+    values = [frame.tags.number(keyword) for frame in frames]
+    known = [value for value in values if value is not None]
+    if len(known) == len(frames) == len(set(known)):
+      frames = [frames[i] for i in np.argsort(known)]
+      return frames, f"{_NO_GEOMETRY}, and slices in the order of {keyword}"
+  by = "file names" if any(frame.single for frame in frames) else "the file"
   frames = sorted(frames, key=lambda frame: (frame.path.name, frame.index))
   return frames, f"{_NO_GEOMETRY}, and slices in the order of {by}"
 
@@ -259,11 +246,9 @@ def _check_distinct(frames: list[Frame], heights: np.ndarray) -> None:
   same = np.flatnonzero(np.diff(heights) < _POSITION_TOLERANCE)
   if not len(same):
     return
-  pair = frames[same[0] : same[0] + 2]
-  names = [
-    frame.path.name + ("" if frame.single else f" frame {frame.index + 1}") for frame in pair
-  ]
-  telling = [key for key in _TELLING if pair[0].tags.text(key) != pair[1].tags.text(key)]
+  a, b = frames[same[0] : same[0] + 2]
+  names = [f.path.name + ("" if f.single else f" frame {f.index + 1}") for f in (a, b)]
+  telling = [key for key in _TELLING if a.tags.text(key) != b.tags.text(key)]
   differing = f", differing in {', '.join(telling)}" if telling else ""
   raise _MixedError(
     f"{len(frames)} images at {len(frames) - len(same)} positions"
@@ -306,14 +291,17 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
       data *= np.float32(factor)
       unit = "SUV"
       window = window and (window[0] * factor, window[1] * factor)
-  positions, affine = _positions(frames), _affine(frames)
+  positions = _positions(frames)
+  affine = None if positions is None else _affine(frames, positions)
+  if positions is not None and len(frames) > 1:
+    notes += _gap_notes(positions, normal_of(first.orientation))
   return Volume(
     data=data,
     affine=UNPLACED if affine is None else affine,
     placed=affine is not None,
     window=window,
     unit=unit,
-    notes=(*notes, *_gap_notes(frames)),
+    notes=tuple(notes),
     frame_uid=str(first.tags.uid("FrameOfReferenceUID")),
     positions=positions * _TO_RAS if affine is None and positions is not None else None,
     source=frames,
@@ -338,13 +326,13 @@ def _positions(frames: list[Frame]) -> np.ndarray | None:
   return np.array([frame.position for frame in frames])
 
 
-def _affine(frames: list[Frame]) -> np.ndarray | None:
-  """float64 [4, 4] from (column, row, slice, 1) to RAS mm.
+def _affine(frames: list[Frame], positions: np.ndarray) -> np.ndarray | None:
+  """float64 [4, 4] from (column, row, slice, 1) to RAS mm; None where slices are not even.
 
-  None where places are unknown or slices not even. A single slice is as thick as the header says.
+  A single slice is as thick as the header says.
   """
-  first, positions = frames[0], _positions(frames)
-  if positions is None or first.orientation is None or first.spacing is None:
+  first = frames[0]
+  if first.spacing is None:
     return None
   if len(frames) == 1:
     size = first.tags.number("SpacingBetweenSlices") or first.tags.number("SliceThickness") or 0
@@ -361,12 +349,8 @@ def _affine(frames: list[Frame]) -> np.ndarray | None:
   return np.vstack([np.column_stack(edges) * _TO_RAS[:, None], [0, 0, 0, 1]])
 
 
-def _gap_notes(frames: list[Frame]) -> list[str]:
+def _gap_notes(positions: np.ndarray, normal: np.ndarray) -> list[str]:
   """Says in one line each where slices are missing, uneven or sheared, by their number from 1."""
-  positions, orientation = _positions(frames), frames[0].orientation
-  if positions is None or orientation is None or len(frames) < 2:
-    return []
-  normal = normal_of(orientation)
   distances = np.diff(positions, axis=0) @ normal
   usual = float(np.median(distances))
   notes = []

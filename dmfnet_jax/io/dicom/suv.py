@@ -21,6 +21,7 @@ What remains in the syringe is not known to the header, and not subtracted. Sect
 DICOM PS3.3; everything here is called inside `headers.quiet()`.
 """
 
+import contextlib
 import datetime
 import math
 import re
@@ -78,15 +79,8 @@ class Meaning:
   def apply(self, stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     """Maps stored values to `unit`, padding to the lowest value beside it; colours to 8 bits.
 
-    Args:
-      stored: [rows, columns], any real dtype; or [rows, columns, 3].
-      header: of the image's file, for its lookup table and padding.
-
-    Returns:
-      float32 [rows, columns], finite; or uint8 [rows, columns, 3].
-
-    Raises:
-      BadFileError: there is no such map.
+    Real [rows, columns] becomes float32, finite; [rows, columns, 3] uint8. The header is that of
+    the file, with its lookup table and padding. Raises BadFileError where there is no such map.
     """
     tags = Tags(header)
     if tags.is_coloured:
@@ -106,31 +100,31 @@ class Meaning:
       values = np.where(finite, values, values[finite].min())
     if self.pivot is not None:
       values = self.pivot - values
-    padding = _padding(stored, tags)
-    if padding.any() and not padding.all():
-      values[padding] = values[~padding].min()
+    # Where there is no image: outside the round field of view of a CT, for example.
+    pad, limit = tags.number("PixelPaddingValue"), tags.number("PixelPaddingRangeLimit")
+    if pad is not None:
+      low, high = sorted((pad, pad if limit is None else limit))
+      padding = (stored >= low) & (stored <= high)
+      if not padding.all():
+        values[padding] = values[~padding].min()
     if np.abs(values).max() > np.finfo(np.float32).max:
       raise BadFileError("RescaleSlope and RescaleIntercept make values too large for 32 bits")
     return values.astype(np.float32)
 
 
 def suv_factor(slices: list[pydicom.Dataset]) -> tuple[float | None, str]:
-  """Finds what rescaled values of a PET series are to be multiplied with.
-
-  Args:
-    slices: the headers of the series.
+  """Finds what rescaled values of a PET series are to be multiplied with, from its headers.
 
   Returns:
     (factor, how it came about), or (None, why there is none); one line without patient data.
   """
   first = Tags(slices[0])
-  units = first.code("Units").upper()
+  units, kind = first.code("Units").upper(), first.code("SUVType").upper()
   try:
-    if units == "GML":
-      kind = first.code("SUVType").upper()
-      if kind not in ("", "BW"):
-        raise _NoSuvError(f"these are SUV of another kind (SUVType {kind})")
+    if units == "GML" and kind in ("", "BW"):
       return 1.0, "PET: Units GML, which are SUV by body weight"
+    if units == "GML":
+      raise _NoSuvError(f"these are SUV of another kind (SUVType {kind})")
     if units not in ("BQML", "CNTS"):
       raise _NoSuvError(f"Units {units or 'is missing'}, and SUV needs BQML")
     scale = 1.0
@@ -237,15 +231,6 @@ def _pivot(tags: Tags, linear: Linear | None) -> float:
   return ends * linear[0] + 2 * linear[1]
 
 
-def _padding(stored: np.ndarray, tags: Tags) -> np.ndarray:
-  """Where there is no image: values outside the round field of view of a CT, for example."""
-  value, limit = tags.number("PixelPaddingValue"), tags.number("PixelPaddingRangeLimit")
-  if value is None:
-    return np.zeros(stored.shape, bool)
-  low, high = sorted((value, value if limit is None else limit))
-  return (stored >= low) & (stored <= high)
-
-
 def _to_8_bits(colour: np.ndarray, tags: Tags) -> np.ndarray:
   """Scales colours of any depth to uint8 0..255 by their full range."""
   bits = colour.dtype.itemsize * 8
@@ -332,14 +317,11 @@ def _date_time(tags: Tags, event: str) -> datetime.datetime | None:
 
 
 def _parse_time(stamp: str, zone: str = "") -> datetime.datetime | None:
-  """Parses DICOM's YYYYMMDDHHMMSS.FFFFFF; seconds may be missing.
-
-  Where the stamp names a zone and `zone` (such as "+0100") is known, in the time of that zone.
-  """
+  """Parses YYYYMMDDHHMM[SS[.FFFFFF]]; one that names a zone is told in that of `zone` ("+0100")."""
+  if not re.match(r"\d{12}", stamp):
+    return None
   try:
-    found = DT(stamp) if re.match(r"\d{12}", stamp) else None
-    if found is None:
-      return None
+    found = DT(stamp)
     if found.tzinfo is not None and re.fullmatch(r"[+-]\d{4}", zone):
       found = found.astimezone(datetime.datetime.strptime(zone, "%z").tzinfo)
     return datetime.datetime(*found.timetuple()[:6], found.microsecond)
@@ -349,11 +331,10 @@ def _parse_time(stamp: str, zone: str = "") -> datetime.datetime | None:
 
 def _philips(header: pydicom.Dataset, element: int) -> float:
   """One of the scanner's factors, 0 where there is none."""
-  try:
+  with contextlib.suppress(ValueError):
     factor = float(_private(header, 0x7053, "Philips PET Private Group", element))
-  except ValueError:
-    return 0.0
-  return factor if math.isfinite(factor) and factor > 0 else 0.0
+    return factor if 0 < factor < math.inf else 0.0
+  return 0.0
 
 
 def _private(header: pydicom.Dataset, group: int, creator: str, element: int) -> str:

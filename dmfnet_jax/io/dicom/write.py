@@ -58,10 +58,9 @@ def write_secondary_capture(
   part of a slice.
 
   Args:
-    folder: where to; made where it is missing. Files `slice_0001.dcm`, ... in the order of
-      the slices; older ones of these names are replaced.
+    folder: made where it is missing. Older files `slice_0001.dcm`, ... are replaced.
     pictures: uint8 [I, J, K] (MONOCHROME2) or [I, J, K, 3] (RGB), on the grid of `volume`.
-    volume: a series as `read_dicom` returns it, whose grid, patient and study it is.
+    volume: a series as `read_dicom` returns it, whose patient and study it is, too.
     description: of the series, as viewers list it; ASCII, at most 64 characters are kept. It and
       `derivation` are to hold no patient data and no file names, which may contain some.
     derivation: how the pictures came about; ASCII, at most 1024 characters are kept.
@@ -117,12 +116,11 @@ def _check_folder(folder: Any, ours: set[str]) -> None:
 
 def _is_our_result(file: Any) -> bool:
   """Whether a file was written here: a source of the same name must not be replaced."""
-  with headers.quiet():
-    try:
-      header = headers.read_file(file)
-    except headers.BadFileError:
-      return False
-    return Tags(header).text("SecondaryCaptureDeviceManufacturer") == _MAKER
+  try:
+    with headers.quiet():
+      return Tags(headers.read_file(file)).text("SecondaryCaptureDeviceManufacturer") == _MAKER
+  except headers.BadFileError:
+    return False
 
 
 def _image(
@@ -190,11 +188,8 @@ def _set_geometry(dataset: pydicom.Dataset, frame: Frame, volume: Volume) -> Non
     dataset.ImageOrientationPatient = _decimals(frame.orientation)
   if frame.spacing is not None:
     dataset.PixelSpacing = _decimals(frame.spacing)
-  # A zero is no distance.
-  distances = {
-    keyword: frame.tags.number(keyword) or None
-    for keyword in ("SliceThickness", "SpacingBetweenSlices")
-  }
+  distances = {key: frame.tags.number(key) for key in ("SliceThickness", "SpacingBetweenSlices")}
+  distances = {key: value for key, value in distances.items() if value}  # a zero is no distance
   if volume.placed and len(volume.source) > 1:
     distances["SpacingBetweenSlices"] = volume.voxel_size[2]
   distances["SliceLocation"] = frame.tags.number("SliceLocation")
