@@ -96,13 +96,13 @@ def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
     raise UserError(f"holds 32-bit integers, which have no agreed white: {_WAYS_OUT}")
   if image.mode == "F":
     return _from_float_grey(np.asarray(image))
-  if image.mode == "1" or (image.mode == "L" and not image.has_transparency_data):
-    return np.array(image.convert("L"))
-  if image.mode in ("L", "LA", "La"):
-    return _over_black(np.asarray(image.convert("LA")))[..., 0]
-  if image.has_transparency_data:
-    return _over_black(np.asarray(image.convert("RGBA")))
-  return np.array(image.convert("RGB"))
+  mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+  if image.has_transparency_data and image.mode != "1":
+    image = image.convert(f"{mode}A")
+    black = Image.new(mode, image.size)
+    black.paste(image, mask=image)
+    image = black
+  return np.array(image.convert(mode))
 
 
 def _stored_values(values: np.ndarray, bits: int, signed: bool, white_is_zero: bool) -> np.ndarray:
@@ -130,12 +130,6 @@ def _from_float_grey(values: np.ndarray) -> np.ndarray:
   if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
     raise UserError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
   return np.rint(values * np.float32(255)).astype(np.uint8)
-
-
-def _over_black(image: np.ndarray) -> np.ndarray:
-  """Lays uint8 [H, W, C + 1], alpha last, over black: uint8 [H, W, C]."""
-  colour, alpha = image[..., :-1].astype(np.int32), image[..., -1:].astype(np.int32)
-  return ((colour * alpha * 2 + 255) // 510).astype(np.uint8)
 
 
 def _too_large(size: str) -> str:

@@ -91,15 +91,11 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
   write_bytes(path, encoded.getvalue())
 
 
-def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, Any]:
+def list_images(folder: PathLike) -> dict[str, Any]:
   """Lists the pictures of a folder, without its subfolders.
 
   Hidden files and files with other suffixes are left out, and so is `STEM_std` where there is a
   STEM: the deviations that `fuse_files` writes beside its pictures are not pictures to fuse.
-
-  Args:
-    folder: where to look.
-    files: what `list_files` says of it, where that is known: a folder may hold a million.
 
   Returns:
     `file_stem` -> path, in the order of the stems.
@@ -108,7 +104,7 @@ def list_images(folder: PathLike, files: list[Any] | None = None) -> dict[str, A
     UserError: there is no such folder, or two files have the same stem.
   """
   found: dict[str, list[Any]] = {}
-  for path in list_files(folder) if files is None else files:
+  for path in list_files(folder):
     if path.suffix.lower() in IMAGE_SUFFIXES:
       found.setdefault(file_stem(path), []).append(path)
   for stem in list(found):

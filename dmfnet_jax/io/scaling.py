@@ -19,6 +19,7 @@ two turn back on themselves, as rainbows do.
 import math
 
 import numpy as np
+from PIL import ImageColor
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
@@ -31,26 +32,20 @@ PERCENTILES = (0.5, 99.5)
 AUTO = "auto"
 """Instead of two numbers: take the percentiles."""
 
-# Position of 0..255, red, green, blue. DICOM PS3.6 annex B.1 tabulates the first two; rounding
-# apart, these are the same colours.
-_KNOTS: dict[str, tuple[tuple[int, int, int, int], ...]] = {
-  "hot": ((0, 0, 0, 0), (128, 255, 0, 0), (192, 255, 128, 0), (255, 255, 255, 255)),
-  "pet": (
-    (0, 0, 0, 0),
-    (64, 0, 128, 128),
-    (128, 128, 0, 255),
-    (192, 255, 128, 0),
-    (255, 255, 255, 255),
-  ),
-  "spectrum": (
-    (0, 0, 0, 0),
-    (43, 0, 0, 255),
-    (85, 0, 255, 255),
-    (128, 0, 255, 0),
-    (170, 255, 255, 0),
-    (213, 255, 0, 0),
-    (255, 255, 255, 255),
-  ),
+# Positions of 0..255 and colours. DICOM PS3.6 annex B.1 tabulates the first two; rounding apart,
+# these are the same colours.
+_KNOTS = {
+  "hot": {0: "#000000", 128: "#ff0000", 192: "#ff8000", 255: "#ffffff"},
+  "pet": {0: "#000000", 64: "#008080", 128: "#8000ff", 192: "#ff8000", 255: "#ffffff"},
+  "spectrum": {
+    0: "#000000",
+    43: "#0000ff",
+    85: "#00ffff",
+    128: "#00ff00",
+    170: "#ffff00",
+    213: "#ff0000",
+    255: "#ffffff",
+  },
 }
 LUT_NAMES = tuple(_KNOTS)
 
@@ -130,8 +125,8 @@ def read_lut(name: str) -> np.ndarray:
     UserError: no such name or file, or not a table of colours.
   """
   if name in _KNOTS:
-    knots = np.array(_KNOTS[name], np.float64)
-    return _spread(knots[:, 0], knots[:, 1:])
+    colours = np.array([ImageColor.getrgb(colour) for colour in _KNOTS[name].values()])
+    return _spread(np.array(list(_KNOTS[name])), colours)
   try:
     path = paths.as_path(name)
     if path.is_file() and path.stat().st_size > _MAX_LUT_BYTES:

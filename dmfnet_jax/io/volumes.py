@@ -9,11 +9,7 @@ DICOM = "DICOM series"
 
 
 def read_volume(path: Any, kind: str) -> Volume:
-  """Reads a NIfTI file, or a DICOM file or series.
-
-  Args:
-    path: the file, or the folder of a series.
-    kind: `DICOM`; anything else is NIfTI.
+  """Reads a DICOM file or the series of a folder if `kind` is `DICOM`, else a NIfTI file.
 
   Raises:
     UserError: it cannot be read, or is not one volume.
