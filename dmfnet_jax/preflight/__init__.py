@@ -6,7 +6,7 @@ the chip's published peaks, and can only be a bound.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,10 +24,8 @@ from dmfnet_jax.training.defaults import run_defaults
 from dmfnet_jax.training.setup import Setup
 from dmfnet_jax.weights import load_params
 
-# No more than so many pairs a chip are tried.
-_MAX_BATCH = 4096
-# So many times the next one is where the memory should be full; then the gap is halved.
-_GUESSES = 4
+_MAX_BATCH = 4096  # pairs a chip that are tried
+_GUESSES = 4  # so many times the next one is where memory should be full; then the gap is halved
 
 
 def preflight(
@@ -36,8 +34,6 @@ def preflight(
   *,
   num_slices: int = 1,
   find_batch: bool = False,
-  describe: Callable[[str, int], Sequence[jax.Device]] = describe_devices,
-  compile_step: Callable[[Setup, Sequence[jax.Device], int], StepCost] = compile_step,
 ) -> int:
   """Prints what a config's train step takes on each chip of a slice.
 
@@ -48,8 +44,6 @@ def preflight(
     topology: such as "v5e:16x16".
     num_slices: how many such slices.
     find_batch: look for the largest batch a chip that fits, instead.
-    describe: from a topology and a number of slices to their devices.
-    compile_step: what compiles the step for them, with so many pairs on each.
 
   Returns:
     0 where it fits, 1 where it does not.
@@ -58,7 +52,7 @@ def preflight(
     UserError: the config or the topology is wrong, or libtpu is missing.
   """
   kind, _ = parse_topology(topology)
-  devices = describe(topology, num_slices)
+  devices = describe_devices(topology, num_slices)
   chips, rest = len(devices), config.batch_size % len(devices)
   setup.check_config(config, 1 if rest else chips)
   run = _described(config)
@@ -78,7 +72,11 @@ def preflight(
     batch, cost = _find_batch(compile_with, batch, CHIPS[kind].hbm_gib)
   else:
     cost = compile_with(batch)
-  print(f"{where}, {batch} pairs a chip, {batch * chips} in all; {_recipe(run.config)}")
+  remat = "with" if config.remat else "without"
+  print(
+    f"{where}, {batch} pairs a chip, {batch * chips} in all; {config.method}, stage "
+    f"{config.stage}, crops of {config.crop_size}, {config.compute_dtype}, {remat} remat"
+  )
   print(_describe(cost, CHIPS[kind]), flush=True)
   return 0 if cost.fits else 1
 
@@ -153,14 +151,6 @@ def _find_batch(
     batch = min(max(batch, low + 1), high - 1)
 
 
-def _recipe(config: ml_collections.ConfigDict) -> str:
-  remat = f", with{'' if config.remat else 'out'} remat"
-  return (
-    f"{config.method}, stage {config.stage}, crops of {config.crop_size}, "
-    f"{config.compute_dtype}{remat}"
-  )
-
-
 def _total(cost: StepCost) -> str:
   """The memory; the compiler does not always say how much it lacks."""
   return f"{cost.total_gib:.2f} GiB" if math.isfinite(cost.total_gib) else "more than there is"
@@ -171,7 +161,6 @@ def _verdict(cost: StepCost) -> str:
 
 
 def _describe(cost: StepCost, chip: Chip) -> str:
-  """The report, a line for each thing."""
   limit = f"{chip.hbm_gib:g} GiB"
   if cost.limit_gib is not None:
     limit += f", of which a program may have {cost.limit_gib:.2f}"

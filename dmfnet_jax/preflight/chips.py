@@ -41,11 +41,7 @@ CHIPS = {
 
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
-  """Splits "v5e:16x16" into the kind of chip and the shape of the slice.
-
-  Raises:
-    UserError: it is not of that form, or the kind is unknown.
-  """
+  """Splits "v5e:16x16" into the kind of chip and the shape; a UserError where it is neither."""
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
   if not found or found[1] not in CHIPS:
     raise UserError(
@@ -93,13 +89,11 @@ def _no_tpu_here() -> Iterator[None]:
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   }
-  before = {name: os.environ.get(name) for name in settings}
+  before = {name: os.environ[name] for name in settings if name in os.environ}
   os.environ.update(settings)
   try:
     yield
   finally:
-    for name, value in before.items():
-      if value is None:
-        os.environ.pop(name, None)
-      else:
-        os.environ[name] = value
+    for name in settings:
+      os.environ.pop(name, None)
+    os.environ.update(before)

@@ -1,12 +1,14 @@
 """Compiles a config's train step for described devices, and reads off what it costs a chip."""
 
+import collections
 import contextlib
 import functools
+import math
 import re
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,32 +82,30 @@ def compile_step(run: Setup, devices: Sequence[jax.Device], batch_per_chip: int)
     # The compiler refuses what exceeds the memory: "Used 20.1G of 15.75G hbm".
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    used, limit = read_refusal(str(error))
-    return StepCost(
-      fits=False,
-      total_gib=used,
-      limit_gib=limit,
-      gradient_bytes=gradient_bytes,
-      compile_seconds=time.perf_counter() - start,
-    )
+    compiled, (used, limit) = None, read_refusal(str(error))
   seconds = time.perf_counter() - start
+  if compiled is None:
+    cost = StepCost(fits=False, total_gib=used, limit_gib=limit)
+  else:
+    cost = _read_cost(compiled)
+  return cost._replace(gradient_bytes=gradient_bytes, compile_seconds=seconds)
+
+
+def _read_cost(compiled: Any) -> StepCost:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
-  total += memory.generated_code_size_in_bytes
   collectives, collective_bytes = count_collectives(compiled.as_text())
   return StepCost(
     fits=True,
     arguments_gib=memory.argument_size_in_bytes / _GIB,
     temporaries_gib=memory.temp_size_in_bytes / _GIB,
     output_gib=output / _GIB,
-    total_gib=total / _GIB,
+    total_gib=(total + memory.generated_code_size_in_bytes) / _GIB,
     flops=cost["flops"],
     bytes_accessed=cost["bytes accessed"],
     collectives=collectives,
     collective_bytes=collective_bytes,
-    gradient_bytes=gradient_bytes,
-    compile_seconds=seconds,
   )
 
 
@@ -129,7 +129,7 @@ def read_refusal(message: str) -> tuple[float, float | None]:
     r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)", message
   )
   if not found:
-    return float("inf"), None
+    return math.inf, None
   unit = {"K": 2**-20, "M": 2**-10, "G": 1.0, "": 2**-30}
   return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]
 
@@ -138,29 +138,22 @@ _COLLECTIVE = re.compile(
   r" = (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
   r"(?:-start)?\("
 )
-_ARRAY = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]")
 
 
 def count_collectives(hlo: str) -> tuple[dict[str, int], int]:
-  """Counts the communications in a compiled program's text.
+  """The number of communications by kind in a compiled program's text, and their results' bytes.
 
-  Args:
-    hlo: the text, in which an asynchronous one has a start and an end.
-
-  Returns:
-    Their number by kind, and the bytes of their results.
+  An asynchronous one, which has a start and an end there, counts once.
   """
-  counts: dict[str, int] = {}
+  counts: collections.Counter[str] = collections.Counter()
   total = 0
   for line in hlo.splitlines():
     # Layouts hold parentheses of their own: f32[8,128]{1,0:T(8,128)}; comments number the results.
     found = _COLLECTIVE.search(re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", line))
     if not found:
       continue
-    counts[found[2]] = counts.get(found[2], 0) + 1
-    for _, bits, shape in _ARRAY.findall(found[1]):
-      size = int(bits) // 8
-      for n in filter(None, shape.split(",")):
-        size *= int(n)
-      total += size
+    counts[found[2]] += 1
+    for bits, shape in _ARRAY.findall(found[1]):
+      total += int(bits) // 8 * math.prod(map(int, filter(None, shape.split(","))))
   return counts, total

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import sys
+from unittest import mock
 
 import jax
 import pytest
@@ -44,13 +45,12 @@ class NoCompiler:
     return self.cost(batch)
 
   def preflight(self, config, **options):
-    return preflight(
-      config,
-      "v5e:2x2",
-      describe=lambda topology, num_slices: [object()] * 4,
+    with mock.patch.multiple(
+      "dmfnet_jax.preflight",
+      describe_devices=lambda topology, num_slices: [object()] * 4,
       compile_step=self.compile_step,
-      **options,
-    )
+    ):
+      return preflight(config, "v5e:2x2", **options)
 
 
 def test_collectives_are_counted_once_with_their_bytes():

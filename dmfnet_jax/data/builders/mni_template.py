@@ -25,7 +25,8 @@ from dmfnet_jax.errors import UserError
 
 SIZE = 256
 MODALITIES = ("CT", "PET", "SPECT")
-PLANES = ("axial", "coronal", "sagittal")  # their normals are the template's axes 2, 1 and 0
+_NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}  # which of the template's axes
+PLANES = tuple(_NORMAL)
 SHAPE = (197, 233, 189)  # voxels to the right, to the front and upward
 ORIGIN_MM = (-98, -134, -72)  # MNI coordinates of voxel (0, 0, 0)
 HEAD_CENTRE_MM = (0.0, -17.0, 5.0)  # middle of the brain's box
@@ -48,7 +49,6 @@ VALIDATION_BLOCKS = {
 GAP = 8
 
 _FILES = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-_NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
 _COARSE = 3  # mm, grid of the distance maps
 _MARGIN = 30  # coarse voxels around the template: room for the skull and for closing
 _ENVELOPE_RADIUS = 80.0  # mm: bridges the hollows between temporal lobes and cerebellum
@@ -67,14 +67,9 @@ class _Template(NamedTuple):
 
 
 def split_indices(plane: str) -> dict[str, list[int]]:
-  """Slices of one plane by split.
+  """Slices of one of the `PLANES` by split: voxel indices along its normal, ascending.
 
-  Args:
-    plane: One of `PLANES`.
-
-  Returns:
-    {"train": [...], "validation": [...]}, voxel indices along the plane's normal, ascending. Every
-    index of one is more than `GAP` - 1 away from every index of the other.
+  Every index of "train" is more than `GAP` - 1 away from every index of "validation".
   """
   blocks = VALIDATION_BLOCKS[plane]
   first, last = RANGES[plane]
@@ -134,26 +129,15 @@ def mni_pair(modality: str, plane: str, index: int) -> tuple[np.ndarray, np.ndar
     tissue = tissue_slab(plane, index, int(np.ceil(1.2 * tracer.fwhm)))
     scalp = simulate_ct.scalp_fraction(envelope, coordinates, HEAD_CENTRE_MM)
     image = simulate.tracer_image(tracer, tissue, coordinates, scalp, other_rng)
-    table = simulate.colour_table(tracer.colours)
-    b = simulate.apply_colours(image, tracer.display_top, table)
+    b = simulate.apply_colours(image, tracer.display_top, simulate.colour_table(tracer.colours))
   return a, b, name
 
 
 def demo_pairs() -> list[tuple[np.ndarray, np.ndarray, str]]:
-  """Six pairs to show: each modality in the axial plane and in one other, from validation slices.
-
-  Returns:
-    A list of (a, b, name) as `mni_pair` returns them.
-  """
-  wanted = [
-    ("PET", "axial", 96),
-    ("SPECT", "axial", 98),
-    ("CT", "axial", 94),
-    ("PET", "coronal", 148),
-    ("SPECT", "sagittal", 122),
-    ("CT", "coronal", 86),
-  ]
-  return [mni_pair(*arguments) for arguments in wanted]
+  """Six of `mni_pair`: each modality in the axial plane and in one other, of validation slices."""
+  axial = [("PET", "axial", 96), ("SPECT", "axial", 98), ("CT", "axial", 94)]
+  others = [("PET", "coronal", 148), ("SPECT", "sagittal", 122), ("CT", "coronal", 86)]
+  return [mni_pair(*arguments) for arguments in axial + others]
 
 
 def tissue_slab(plane: str, index: int, half_depth: int) -> np.ndarray:
@@ -163,14 +147,9 @@ def tissue_slab(plane: str, index: int, half_depth: int) -> np.ndarray:
   towards one person's by taking their third powers and normalising again (a choice); pure voxels
   keep their value. CSF is what grey and white matter leave of the brain.
 
-  Args:
-    plane: One of `PLANES`.
-    index: Middle slice.
-    half_depth: Planes on either side of it, 1 mm apart.
-
   Returns:
-    float32 [3, 2 * half_depth + 1, 256, 256]: grey matter, white matter and CSF; their sum is 1 in
-    the brain and 0 outside.
+    float32 [3, 2 * half_depth + 1, 256, 256], planes 1 mm apart with `index` in the middle: grey
+    matter, white matter and CSF; their sum is 1 in the brain and 0 outside.
   """
   slab = np.zeros((3, 2 * half_depth + 1, SIZE, SIZE), np.float32)
   for depth, i in enumerate(range(index - half_depth, index + half_depth + 1)):
@@ -227,10 +206,9 @@ def _template() -> _Template:
         f"{path} is not the 1 mm template that nilearn 0.8.1 to 0.14 hold; install one of these"
       )
     volumes.append(volume)
-  t1, grey, white = volumes
   # Robust percentiles of the brain: the lower lies at CSF, the upper at the brightest white matter.
-  black_level, white_level = np.percentile(t1[t1 > 0], [0.5, 99.8])
-  return _Template(t1, grey, white, float(black_level), float(white_level))
+  levels = np.percentile(volumes[0][volumes[0] > 0], [0.5, 99.8])
+  return _Template(*volumes, *levels.tolist())
 
 
 @functools.lru_cache(maxsize=1)
@@ -246,25 +224,23 @@ def _tissues() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def _distances() -> tuple[np.ndarray, np.ndarray]:
+def _distances() -> list[np.ndarray]:
   """Signed distances in mm, on the coarse grid, outward from the envelope and the pial surface.
 
   Both are closings of the brain with a ball of radius R: dilation by R, erosion by R. With d the
   depth inside the dilated set, R - d is zero on the closed surface and grows outward up to R, so
   one distance transform gives the closing and the distance from it.
   """
-  mask = _template().t1[::_COARSE, ::_COARSE, ::_COARSE] > 0
-  mask = np.pad(mask, _MARGIN)
+  mask = np.pad(_template().t1[::_COARSE, ::_COARSE, ::_COARSE] > 0, _MARGIN)
   outside = ndimage.distance_transform_edt(~mask, sampling=_COARSE)
   maps = []
   for radius in (_ENVELOPE_RADIUS, _PIAL_RADIUS):
     depth = ndimage.distance_transform_edt(outside <= radius, sampling=_COARSE)
     maps.append(ndimage.gaussian_filter((radius - depth).astype(np.float32), 0.8))
-  return maps[0], maps[1]
+  return maps
 
 
 def _sample(distance: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
   """Reads a coarse map at MNI coordinates [3, H, W], linearly."""
-  origin = np.reshape(ORIGIN_MM, (3, 1, 1))
-  voxels = (coordinates - origin) / _COARSE + _MARGIN
+  voxels = (coordinates - np.reshape(ORIGIN_MM, (3, 1, 1))) / _COARSE + _MARGIN
   return ndimage.map_coordinates(distance, voxels, order=1, mode="nearest")

@@ -11,6 +11,7 @@ choices, and said to be.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,8 +19,7 @@ from scipy import ndimage
 FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
   """A smooth departure from the mean uptake of grey matter, mirrored left and right.
 
   Attributes:
@@ -157,7 +157,7 @@ def through_plane(slab: np.ndarray, fwhm: float) -> np.ndarray:
   Args:
     slab: `[D, ...]`, D odd, planes 1 mm apart. To reach 1.2 times `fwhm` to either side is enough:
       the weights left out are under 1 %.
-    fwhm: Full width at half maximum in mm.
+    fwhm: In mm.
 
   Returns:
     `[...]`, the middle plane as the scanner sees it.
@@ -194,15 +194,12 @@ def regional_gain(regions: Sequence[Region], coordinates: np.ndarray) -> np.ndar
 
 
 def activity(tracer: Tracer, tissue: np.ndarray, gain: np.ndarray | float = 1.0) -> np.ndarray:
-  """True activity, before the scanner.
+  """True activity `[...]` before the scanner, in units of `tracer.grey`.
 
   Args:
     tracer: The tracer.
     tissue: `[3, ...]`, fractions of grey matter, white matter and CSF.
     gain: Relative uptake of grey and white matter.
-
-  Returns:
-    `[...]`, in units of `tracer.grey`.
   """
   grey, white, csf = tissue
   return gain * (tracer.grey * grey + tracer.white * white) + tracer.csf * csf

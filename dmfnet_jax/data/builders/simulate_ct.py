@@ -32,12 +32,7 @@ NOISE_HU = 2.8  # standard deviation, of slightly blurred grain; a choice
 def skull_layers(
   envelope: np.ndarray, coordinates: np.ndarray, centre: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Finds each pixel's place in the layers around the brain.
-
-  Args:
-    envelope: `[H, W]`, signed distance outward from the brain's convex-like envelope.
-    coordinates: `[3, H, W]`, MNI millimetres.
-    centre: Middle of the head; the direction from it decides the thickness of the bone.
+  """Finds each pixel's place in the layers around the brain; arguments as `ct_image`.
 
   Returns:
     bone: `[H, W]`, 0 at the inner and 1 at the outer table, negative inside the skull.
@@ -52,7 +47,7 @@ def skull_layers(
 def scalp_fraction(
   envelope: np.ndarray, coordinates: np.ndarray, centre: Sequence[float]
 ) -> np.ndarray:
-  """Where the scalp is, `[H, W]` in [0, 1] with edges a pixel wide; arguments as `skull_layers`."""
+  """Where the scalp is, `[H, W]` in [0, 1] with edges a pixel wide; arguments as `ct_image`."""
   _, scalp = skull_layers(envelope, coordinates, centre)
   return (1 - _below(scalp)) * _below(scalp - SCALP_THICKNESS)
 
@@ -77,7 +72,8 @@ def ct_image(
     coordinates: `[3, H, W]`, MNI millimetres of the middle plane.
     envelope: `[H, W]`, signed distance outward from the envelope that bridges all hollows.
     pial: `[H, W]`, signed distance outward from a tighter one, bridging only fissures and sulci.
-    centre: Middle of the head in MNI millimetres.
+    centre: Middle of the head in MNI millimetres: the direction from it decides the thickness of
+      the bone.
     rng: Draws the skull base and the noise.
 
   Returns:
