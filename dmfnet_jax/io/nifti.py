@@ -19,7 +19,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 import dmfnet_jax
 from dmfnet_jax.errors import UserError
@@ -45,15 +44,18 @@ def read_nifti(path: paths.PathLike) -> Volume:
     UserError: the file is missing, broken or of a kind that is refused, named with the reason.
   """
   data = paths.read_bytes(path)
+  logger = nibabel.imageglobals.logger
+  disabled, logger.disabled = logger.disabled, True  # its remarks on headers that it mends
   try:
-    with LoggingOutputSuppressor():  # nibabel's remarks on headers that it mends
-      return _read(data)
+    return _read(data)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   except Exception as error:
     # nibabel answers broken files with anything from ImageFileError to OverflowError.
     reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError(f"{path}: broken NIfTI file: {reason}") from error
+  finally:
+    logger.disabled = disabled
 
 
 def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
@@ -114,7 +116,13 @@ def _read(data: bytes) -> Volume:
   if not np.isfinite(header["vox_offset"]):
     raise UserError("broken header: vox_offset, where the voxels begin, is not a number")
   offset = max(int(header["vox_offset"]), 0)
-  image = kind.from_bytes(_content(data, offset + math.prod(shape) * dtype.itemsize))
+  needed = offset + math.prod(shape) * dtype.itemsize
+  content = _content(data, needed)
+  if len(content) < needed:
+    raise UserError(
+      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
+    )
+  image = kind.from_bytes(content)
   if not is_usable(image.affine):
     raise UserError(
       "its affine is singular or not finite, so voxels have no place: repair its sform or qform"
@@ -133,12 +141,7 @@ def _read_header(data: bytes) -> tuple[Any, Any]:
   """Parses the header; returns the class of image and the header."""
   if not data:
     raise UserError("the file is empty")
-  start = data[:540]
-  if data[:2] == _GZIP_MAGIC:
-    try:
-      start = zlib.decompressobj(wbits=31).decompress(data, 540)
-    except zlib.error:
-      raise UserError("broken gzip file: it does not decompress") from None
+  start = _content(data, 540)
   for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
     size = kind.header_class.template_dtype.itemsize
     if len(start) >= size and kind.header_class.may_contain_header(start):
@@ -152,31 +155,26 @@ def _read_header(data: bytes) -> tuple[Any, Any]:
 
 
 def _content(data: bytes, needed: int) -> bytes:
-  """Returns a file's content, decompressed where it is a gzip file, `needed` bytes and some more.
+  """Returns a file's content, of a gzip file no more than `needed` bytes and some for its end.
 
-  The needed length is known from the header, so a small file cannot decompress to any size.
+  A small file cannot decompress to any size: the needed length is known from the header.
   """
-  content = data
-  if data[:2] == _GZIP_MAGIC:
-    parts, size = [], 0
-    while data[:2] == _GZIP_MAGIC and size < needed:  # members may follow one another
-      member, room = zlib.decompressobj(wbits=31), needed - size + _SLACK
-      try:
-        parts.append(member.decompress(data, room))
-      except zlib.error:
-        raise UserError(
-          "broken gzip file: it does not decompress, or its checksum is wrong"
-        ) from None
-      if not member.eof and len(parts[-1]) < room:
-        raise UserError("the gzip file is truncated: copy or download it again")
-      size += len(parts[-1])
-      data = member.unused_data
-    content = b"".join(parts)
-  if len(content) < needed:
-    raise UserError(
-      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
-    )
-  return content
+  if data[:2] != _GZIP_MAGIC:
+    return data
+  parts, size = [], 0
+  while data[:2] == _GZIP_MAGIC and size < needed:  # members may follow one another
+    member, room = zlib.decompressobj(wbits=31), needed - size + _SLACK
+    try:
+      parts.append(member.decompress(data, room))
+    except zlib.error:
+      raise UserError(
+        "broken gzip file: it does not decompress, or its checksum is wrong"
+      ) from None
+    if not member.eof and len(parts[-1]) < room:
+      raise UserError("the gzip file is truncated: copy or download it again")
+    size += len(parts[-1])
+    data = member.unused_data
+  return b"".join(parts)
 
 
 def _place(image: Any) -> tuple[list[str], bool]:

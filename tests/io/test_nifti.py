@@ -83,8 +83,10 @@ def test_the_content_tells_whether_it_is_compressed(tmp_path):
   (tmp_path / "plain.nii.gz").write_bytes(data)
   (tmp_path / "packed.nii").write_bytes(gzip.compress(data))
   # Of two members, as pigz and bgzip write it.
-  (tmp_path / "members.nii.gz").write_bytes(gzip.compress(data[:500]) + gzip.compress(data[500:]))
-  for name in ("plain.nii.gz", "packed.nii", "members.nii.gz"):
+  for cut in (100, 500):
+    members = gzip.compress(data[:cut]) + gzip.compress(data[cut:])
+    (tmp_path / f"members{cut}.nii.gz").write_bytes(members)
+  for name in ("plain.nii.gz", "packed.nii", "members100.nii.gz", "members500.nii.gz"):
     np.testing.assert_array_equal(nifti.read_nifti(tmp_path / name).data, VALUES)
 
 
@@ -105,6 +107,15 @@ def test_places_that_are_unknown_or_contradict_are_noted(tmp_path):
   volume = nifti.read_nifti(tmp_path / "two.nii")
   np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
   assert "sform and qform differ by 8" in volume.notes[0]
+
+
+def test_what_nibabel_mends_is_not_logged(tmp_path, caplog):
+  data = bytearray(nibabel.Nifti1Image(VALUES, AFFINE).to_bytes())
+  data[252:254] = b"\x63\0"  # qform_code
+  (tmp_path / "x.nii").write_bytes(data)
+  np.testing.assert_array_equal(nifti.read_nifti(tmp_path / "x.nii").data, VALUES)
+  assert caplog.text == ""
+  assert not nibabel.imageglobals.logger.disabled
 
 
 @pytest.mark.parametrize("name", ["y.nii", "y.nii.gz"])

@@ -281,13 +281,32 @@ def read_pixels(path: Any) -> np.ndarray:
   """
   dataset = read_file(path, pixels=True)
   syntax = Tags(dataset.file_meta).uid("TransferSyntaxUID")
-  _check_encoding(dataset, syntax)
+  # The usual obstacles are told apart before decoding, which would only raise.
+  if not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
+    raise BadFileError("holds no pixel data: the file is truncated, or a header only")
   try:
+    decoder = pydicom.pixels.get_decoder(syntax)
+  except NotImplementedError:
+    raise BadFileError(
+      f"encoded as {syntax.name or 'unknown'}, which cannot be decoded here: save it uncompressed"
+    ) from None
+  if not decoder.is_available:
+    raise BadFileError(
+      f"compressed as {syntax.name}, for which no decoder is installed:"
+      " `pip install python-gdcm`, or save it uncompressed"
+    )
+  try:
+    if "PixelData" in dataset and not syntax.is_encapsulated:
+      expected, found = get_expected_length(dataset), len(dataset.PixelData)
+      if found < expected:
+        raise BadFileError(f"the file is truncated: {found} of {expected} bytes of pixel data")
     # Not `iter_pixels`: in pydicom 3.0 it fails for JPEG 2000 whose sign has to be mended.
     decoded = pydicom.pixels.pixel_array(dataset)
     if Tags(dataset).photometric == "PALETTE COLOR":
       decoded = pydicom.pixels.apply_color_lut(decoded, dataset)[..., :3]  # no alpha
     return decoded
+  except BadFileError:
+    raise
   except MemoryError:
     raise BadFileError("claims more pixels than fit into memory") from None
   except Exception as error:  # its own words may quote the header
@@ -347,28 +366,3 @@ def _unit_vectors(orientation: np.ndarray | None) -> np.ndarray | None:
     return None
   # As written where possible: what is copied to a result stays the same.
   return orientation if error < 1e-4 else (vectors / lengths[:, None]).ravel()
-
-
-def _check_encoding(dataset: pydicom.Dataset, syntax: UID) -> None:
-  """Tells the usual obstacles apart before decoding, which would only raise."""
-  if not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
-    raise BadFileError("holds no pixel data: the file is truncated, or a header only")
-  try:
-    decoder = pydicom.pixels.get_decoder(syntax)
-  except NotImplementedError:
-    raise BadFileError(
-      f"encoded as {syntax.name or 'unknown'}, which cannot be decoded here: save it uncompressed"
-    ) from None
-  if not decoder.is_available:
-    raise BadFileError(
-      f"compressed as {syntax.name}, for which no decoder is installed:"
-      " `pip install python-gdcm`, or save it uncompressed"
-    )
-  if "PixelData" not in dataset or syntax.is_encapsulated:
-    return
-  try:
-    expected, found = int(get_expected_length(dataset)), len(dataset.PixelData)
-  except Exception as error:
-    raise BadFileError(f"pixel data is broken ({type(error).__name__})") from None
-  if found < expected:
-    raise BadFileError(f"the file is truncated: {found} of {expected} bytes of pixel data")
