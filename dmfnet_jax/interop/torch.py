@@ -83,21 +83,19 @@ def from_state_dict(
   wanted = {
     names[path]: to_torch_layout(np.broadcast_to(0, shape)).shape for path, shape in shapes.items()
   }
-  missing = [key for key in wanted if key not in state]
-  unexpected = [key for key in state if key not in wanted]
-  misshapen = [
-    f"{key} {tuple(state[key].shape)} instead of {shape}"
-    for key, shape in wanted.items()
-    if key in state and tuple(state[key].shape) != shape
-  ]
+  found = {
+    "missing": [key for key in wanted if key not in state],
+    "unexpected": [key for key in state if key not in wanted],
+    "of the wrong shape": [
+      f"{key} {tuple(state[key].shape)} instead of {shape}"
+      for key, shape in wanted.items()
+      if key in state and tuple(state[key].shape) != shape
+    ],
+  }
   problems = [
-    f"{len(items)} {kind} ({', '.join(items[:_SHOWN])}{', ...' * (len(items) > _SHOWN)})"
-    for kind, items in (
-      ("missing", missing),
-      ("unexpected", unexpected),
-      ("of the wrong shape", misshapen),
-    )
-    if items
+    f"{len(keys)} {kind} ({', '.join(keys[:_SHOWN])}{', ...' * (len(keys) > _SHOWN)})"
+    for kind, keys in found.items()
+    if keys
   ]
   if problems:
     raise UserError(f"{name} does not fit the model: {'; '.join(problems)}")

@@ -32,14 +32,10 @@ _DAMAGED = "damaged_checkpoints"
 
 
 class Checkpointer:
-  """Saves (asynchronously) and restores a run; keeps the newest few and the best.
+  """Saves (asynchronously) and restores a run; keeps the newest `keep` and the best.
 
-  Every process has one and calls it in the same order; process 0 writes.
-
-  Args:
-    run_folder: the run's workdir.
-    config: the run's config, saved with every checkpoint.
-    keep: how many of the newest checkpoints are kept, besides the one of least validation loss.
+  Every process has one and calls it in the same order; process 0 writes. The config is saved with
+  every checkpoint.
   """
 
   def __init__(self, run_folder: epath.Path, config: ml_collections.ConfigDict, keep: int):
@@ -69,11 +65,11 @@ class Checkpointer:
   def save(
     self, state: TrainState, data_position: Mapping[str, Any], metrics: Mapping[str, float] | None
   ) -> None:
-    """Starts to save; `state` is on the host and its frozen networks are left out.
+    """Starts to save what is on the host.
 
     Args:
-      state: the state, host arrays.
-      data_position: the data pipeline's position, JSON-able.
+      state: the state; its frozen networks are left out.
+      data_position: the data pipeline's, JSON-able.
       metrics: validation means with "loss", by which the best is kept; None where not evaluated.
 
     Raises:
@@ -100,7 +96,7 @@ class Checkpointer:
       state: a state of the right structure, on the host; its frozen networks are kept.
 
     Returns:
-      The state (host arrays) and the data position; None where there is no checkpoint.
+      The state and the data position; None where there is no checkpoint.
 
     Raises:
       UserError: the checkpoint is of another config, or none of those that are there can be read.
@@ -131,7 +127,7 @@ class Checkpointer:
     resumption.refuse_other_config(self._config, theirs)
     template = state.replace(frozen={})
     is_old = "method" not in theirs
-    how = ocp.args.StandardRestore(*([] if is_old else [template]))
+    how = ocp.args.StandardRestore(None if is_old else template)
     restored = read(state=how, data=ocp.args.JsonRestore())
     if restored is None:
       return None
@@ -166,21 +162,13 @@ class Checkpointer:
     path.rename(folder / f"{name}_{sum(1 for _ in folder.iterdir())}")
 
   def check(self) -> None:
-    """Looks whether a save that was under way has failed, without waiting for it.
-
-    Raises:
-      UserError: it could not be written.
-    """
+    """Raises a `UserError` where a save that was under way has failed; does not wait for it."""
     if not self._manager.is_saving_in_progress():
       with self._writing():
         self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for pending saves and ends.
-
-    Raises:
-      UserError: they cannot be written.
-    """
+    """Waits for pending saves and ends; a `UserError` where they cannot be written."""
     with self._writing():
       self._manager.close()
 
@@ -229,13 +217,9 @@ def write_model(run_folder: epath.Path) -> None:
 
 def _from_first_version(found: Mapping[str, Any], template: TrainState) -> TrainState:
   """A state as states are now: one network's trees are one level deeper, in the same order."""
-  fields = ("step", "params", "opt_state", "ema_params")
-  return template.replace(
-    **{
-      name: jax.tree.unflatten(
-        jax.tree.structure(getattr(template, name)), jax.tree.leaves(found[name])
-      )
-      for name in fields
-      if found.get(name) is not None
-    }
-  )
+  fields = {}
+  for name in ("step", "params", "opt_state", "ema_params"):
+    if found.get(name) is not None:
+      structure = jax.tree.structure(getattr(template, name))
+      fields[name] = jax.tree.unflatten(structure, jax.tree.leaves(found[name]))
+  return template.replace(**fields)

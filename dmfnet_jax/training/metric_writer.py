@@ -19,10 +19,8 @@ _REMOTE_SECONDS = 60.0
 class MetricWriter:
   """Writes scalars and pictures of a run from process 0; other processes write nothing.
 
-  Args:
-    workdir: the run's folder.
-    first_step: the step from which the run goes on. Later lines of an earlier attempt are dropped
-      from `metrics.jsonl`, so the file reads like that of an uninterrupted run.
+  Lines of an earlier attempt, after the `first_step` from which the run goes on, are dropped from
+  `metrics.jsonl`, so that it reads like that of an uninterrupted run.
   """
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):

@@ -29,11 +29,8 @@ class NonFiniteError(UserError):
 class FiniteGuard:
   """Looks at every step's loss; all processes see the same one.
 
-  Args:
-    config: the run's config; `on_nonfinite` is "stop" or "skip" (the step itself leaves the state
-      as it was then, see `steps.make_train_step`).
-    workdir: the run's folder, for `nonfinite.jsonl`.
-    source: the training examples, for their names.
+  Where `on_nonfinite` is "skip" the step itself leaves the state as it was, see `steps`. `source`
+  has the training examples, for their names in `nonfinite.jsonl`.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, source: Sequence[Any]):
@@ -42,15 +39,12 @@ class FiniteGuard:
     self._source = source
 
   def passes(self, step: int, metrics: Mapping[str, float], records: np.ndarray) -> bool:
-    """Whether a step's loss and gradient are finite.
+    """Whether a step's loss and gradient are finite; else it was skipped.
 
     Args:
       step: the step.
       metrics: its means, with "loss" and "grad_norm".
       records: this process's part of its batch: positions in the training split.
-
-    Returns:
-      False where the step was skipped.
 
     Raises:
       NonFiniteError: they are not finite, and the run is to stop.

@@ -14,7 +14,7 @@ from dmfnet_jax.inference.model import Model
 from dmfnet_jax.io import color, pictures
 from dmfnet_jax.io.panels import panel
 from dmfnet_jax.methods.method import select
-from dmfnet_jax.training.setup import Setup
+from dmfnet_jax.training.setup import Setup, trained_networks
 from dmfnet_jax.training.state import TrainState
 from dmfnet_jax.weights import workdir
 
@@ -26,21 +26,13 @@ Sampler = Callable[[TrainState, Sequence[Any], epath.Path], np.ndarray | None]
 def make_sampler(run: Setup) -> Sampler:
   """Returns `draw(state, source, path) -> picture` for a run.
 
-  Args:
-    run: what is trained.
-
-  Returns:
-    A function of the state on the host, the validation source and the PNG to write. The picture
-    shows what the stage draws itself or, where it fuses, the sources, the fused picture and the
-    maximum of the sources. It returns what it wrote, uint8 [H, W, 3]; None where the stage has
-    nothing to show.
+  It takes the state on the host, the validation source and the PNG to write. The picture shows what
+  the stage draws itself or, where it fuses, the sources, the fused picture and the maximum of the
+  sources. It returns what it wrote, uint8 [H, W, 3]; None where the stage has nothing to show.
   """
   if run.stage.draw is not None:
     draw = _make_own_drawing(run)
-  elif set(run.method.networks) <= {
-    *run.frozen,
-    *(n for u in run.stage.updates for n in u.networks),
-  }:
+  elif set(run.method.networks) <= {*run.frozen, *trained_networks(run.stage)}:
     draw = _make_fused_drawing(run)
   else:
     return lambda state, source, path: None

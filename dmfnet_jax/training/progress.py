@@ -70,11 +70,7 @@ class Report:
     self._waited += time.monotonic() - start
 
   def add(self, step: int, metrics: Mapping[str, Array], records: np.ndarray) -> None:
-    """Takes the metrics of a finished step.
-
-    Raises:
-      UserError: what `counts` raises.
-    """
+    """Takes the metrics of a finished step; raises what `counts` raises."""
     host = {k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in metrics.items()}
     self._steps += 1
     self._bar.update()
@@ -114,13 +110,9 @@ class Report:
 
 
 class Profiler:
-  """Records a few steps with JAX's profiler, on process 0; TensorBoard's profile page shows them.
+  """Records `num_steps` steps with JAX's profiler, on process 0, for TensorBoard's profile page.
 
-  Args:
-    workdir: the run's folder; the profile goes to its `plugins/profile`.
-    first_step: the step from which the run goes on.
-    num_steps: how many steps to record, 0 for none. The two before them are left out: the first
-      one compiles.
+  The two steps before them are left out: the first one compiles.
   """
 
   def __init__(self, workdir: epath.Path, first_step: int, num_steps: int):

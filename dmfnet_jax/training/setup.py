@@ -33,11 +33,7 @@ class Setup(NamedTuple):
 
 
 def check_config(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
-  """Refuses a config that cannot be trained on these devices.
-
-  Args:
-    config: the run's config.
-    devices: how many devices; by default those that there are.
+  """Refuses a config that cannot be trained on so many devices, by default those that there are.
 
   Raises:
     UserError: one line that names the field.
@@ -68,9 +64,7 @@ def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
 def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
   """Finds the networks that a run keeps, and leaves copies of them in its workdir.
 
-  Args:
-    config: the run's config, checked.
-    run_folder: its workdir; the copies in it win, so that a resumed run has the same networks.
+  Copies that are there win, so that a resumed run has the same networks.
 
   Raises:
     UserError: what `start`, or another field, names does not hold the networks.
@@ -170,12 +164,9 @@ def trained_networks(stage: Stage) -> list[str]:
 
 
 def pmap_train_step(setup: Setup, devices: Sequence[jax.Device] | None = None) -> Any:
-  """Maps a stage's train step over devices; the state is donated.
+  """Maps a stage's train step over devices, by default all that there are; the state is donated.
 
-  Args:
-    setup: of the run.
-    devices: the devices, which need not exist: preflight compiles for described ones. By default
-      all that there are.
+  They need not exist: preflight compiles for described ones.
   """
   config = setup.config
   step = steps.make_train_step(

@@ -56,15 +56,13 @@ def optimizer_of(config: Any, network: str) -> Mapping[str, Any]:
   unknown = sorted(own.keys() - common.keys())
   if unknown:
     raise UserError(f"config.optimizer.networks.{network} has no field {unknown[0]!r}")
-  return {**common, **own}
+  return common | own
 
 
 def make_learning_rate(optimizer: Mapping[str, Any], num_train_steps: int) -> optax.Schedule:
   """Linear warm-up from zero, then constant, a cosine to zero at the last step, or steps down.
 
-  Args:
-    optimizer: see `defaults.optimizer_defaults`.
-    num_train_steps: the length of the run.
+  The fields are `defaults.optimizer_defaults`'s.
 
   Raises:
     UserError: an unknown `decay`.
@@ -115,24 +113,19 @@ def make_optimizer(
 
 
 class Optimizers:
-  """The optimizers and learning rates of a run's networks.
-
-  Args:
-    config: the run's config.
-    networks: those that are trained.
+  """The optimizers and learning rates of the networks that a run trains.
 
   Raises:
     UserError: an optimizer that there is not, or one for a network that is not trained.
   """
 
   def __init__(self, config: Any, networks: Iterable[str]):
-    networks = tuple(networks)
-    unknown = sorted(set(config.optimizer.networks) - set(networks))
+    fields = {name: optimizer_of(config, name) for name in networks}
+    unknown = sorted(set(config.optimizer.networks) - fields.keys())
     if unknown:
       raise UserError(
-        f"config.optimizer.networks names {unknown[0]!r}; this stage trains {', '.join(networks)}"
+        f"config.optimizer.networks names {unknown[0]!r}; this stage trains {', '.join(fields)}"
       )
-    fields = {name: optimizer_of(config, name) for name in networks}
     self._rates = {n: make_learning_rate(f, config.num_train_steps) for n, f in fields.items()}
     self._by_network = {n: make_optimizer(fields[n], rate) for n, rate in self._rates.items()}
 
@@ -159,14 +152,7 @@ class Optimizers:
 def create_train_state(
   params: Params, optimizers: Optimizers, *, ema: bool = False, frozen: Params | None = None
 ) -> TrainState:
-  """Returns the state before the first step.
-
-  Args:
-    params: the networks that are trained, and their `STATS`.
-    optimizers: of these networks.
-    ema: whether a moving average is kept.
-    frozen: the networks that are not.
-  """
+  """The state before the first step; `params` has the trained networks and their `STATS`."""
   networks = {name: value for name, value in params.items() if name != STATS}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -194,25 +180,22 @@ def continue_from(
     UserError: the earlier stage lacks one, or has it in another size.
   """
   chosen = select(params, networks)
+  moments = dict(state.opt_state)
   for name in networks:
     if name not in chosen:
       raise UserError(f"config.start has no {name}: name a run of the earlier stage")
-    ours, theirs = (
-      jax.tree.map(jax.numpy.shape, tree) for tree in (state.params[name], chosen[name])
-    )
+    ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (state.params[name], chosen[name]))
     if ours != theirs:
       raise UserError(f"config.start has another {name}: the stages' configs differ")
-  moments = dict(state.opt_state)
-  for name in networks:
     leaves = jax.tree.leaves(opt_state.get(name))
     # Where the optimizer is another one, its state begins anew.
     if len(leaves) == len(jax.tree.leaves(moments[name])):
       moments[name] = jax.tree.unflatten(jax.tree.structure(moments[name]), leaves)
-  continued = {n: v for n, v in chosen.items() if n != STATS}
-  new = state.params | continued
+  stats = state.stats | chosen.pop(STATS, {})
+  new = state.params | chosen
   return state.replace(
     params=new,
     opt_state=moments,
-    stats={**state.stats, **chosen.get(STATS, {})},
+    stats=stats,
     ema_params=None if state.ema_params is None else jax.tree.map(jnp.array, new),
   )

@@ -84,20 +84,12 @@ def make_train_step(
       "grad_norm": optax.global_norm(grads),
       "learning_rate": optimizers.rate(state.step),
     }
-    new = (params, opt_state, stats, ema_params)
+    new = {"params": params, "opt_state": opt_state, "stats": stats, "ema_params": ema_params}
     if skip_nonfinite:
       finite = jnp.isfinite(means["loss"]) & jnp.isfinite(metrics["grad_norm"])
-      old = (state.params, state.opt_state, state.stats, state.ema_params)
+      old = {name: getattr(state, name) for name in new}
       new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, old)
-    params, opt_state, stats, ema_params = new
-    new_state = state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      stats=stats,
-      ema_params=ema_params,
-    )
-    return new_state, metrics
+    return state.replace(step=state.step + 1, **new), metrics
 
   return train_step
 

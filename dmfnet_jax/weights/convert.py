@@ -32,8 +32,7 @@ def convert(
   method = methods.get(method_name)
   if method.from_torch is None:
     raise UserError(f"{method_name} has no published weights that could be converted")
-  unknown = sorted(files.keys() - method.torch_parts.keys())
-  if unknown:
+  if unknown := sorted(files.keys() - method.torch_parts.keys()):
     known = ", ".join(f"{part}=FILE ({about})" for part, about in method.torch_parts.items())
     raise UserError(f"{method_name} has no part {unknown[0]!r}: give {known}")
   if Path(out).is_dir() or not Path(out).absolute().parent.is_dir():

@@ -17,11 +17,7 @@ def released_names() -> list[str]:
 
 
 def released_path(name: str) -> Path:
-  """Path of the released model `name`.
-
-  Raises:
-    UserError: no such model; the message lists those there are.
-  """
+  """Path of a released model; a `UserError` that lists those there are where there is none."""
   if name not in released_names():
     known = ", ".join(released_names()) or "none"
     raise UserError(
@@ -31,11 +27,7 @@ def released_path(name: str) -> Path:
 
 
 def load_params(model: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads what a word names.
-
-  Args:
-    model: a released model, a `.safetensors` file or a training workdir; an existing path wins over
-      a released name.
+  """Reads a released model, a `.safetensors` file or a training workdir; an existing path wins.
 
   Returns:
     The parameters by network, and the model config with its "method". Of a workdir the best

@@ -128,21 +128,16 @@ def by_network(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 def read_frozen(workdir: Any) -> dict[str, tuple[Params, dict[str, Any]]]:
   """The networks that a stage keeps, and the model config they came with, by config field."""
-  files_there = [*workdir.glob(f"{_FROZEN}*.safetensors"), *workdir.glob(_OLD_START)]
-  return {
-    "start" if path.name == _OLD_START else path.stem.removeprefix(_FROZEN): files.read_weights(
-      path
-    )
-    for path in files_there
-  }
+  there = {p.stem.removeprefix(_FROZEN): p for p in workdir.glob(f"{_FROZEN}*.safetensors")}
+  if (old := workdir / _OLD_START).exists():
+    there["start"] = old
+  return {field: files.read_weights(path) for field, path in there.items()}
 
 
 def model_config(config: Mapping[str, Any], *earlier: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a training config that a model file carries.
 
-  Args:
-    config: the run's.
-    *earlier: model configs of what it began from, for the sections that it lacks.
+  Sections that it lacks are taken from `earlier`, the model configs of what the run began from.
   """
   method = methods.get(config["method"])
   sections: dict[str, Any] = {}

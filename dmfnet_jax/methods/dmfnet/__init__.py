@@ -4,6 +4,7 @@ Stage 1 trains the UNet. Stage 2 trains the fusion head on the frozen UNet's fea
 sources, noised at a few steps.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   def apply(params: Params, images: Images, keys: Array) -> Images:
     sources = images["a"], images["b"]
     noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
-    return {"fused": fuse_noised(params, *noisy, sources)}
+    return {"fused": fuse_noised(params, *noisy, sources=sources)}
 
   return apply
 
@@ -39,44 +40,17 @@ def fuse_noisy(config: Config, compute: Compute) -> Callable[..., Array]:
   head = build_fusion_head(
     config["fusion_head"], config["unet"], len(config["features"]["timesteps"]), compute.dtype
   )
-
-  def apply(
-    params: Params,
-    noisy_a: Array,
-    noisy_b: Array,
-    noise_levels: Array,
-    sources: tuple[Array, Array] | None = None,
-  ) -> Array:
-    return features.fuse_noisy(
-      unet,
-      head,
-      params,
-      noisy_a,
-      noisy_b,
-      noise_levels,
-      sources=sources,
-      source=config["features"]["source"],
-      passes_per_step=compute.parts_per_step,
-    )
-
-  return apply
+  options = {"source": config["features"]["source"], "passes_per_step": compute.parts_per_step}
+  return functools.partial(features.fuse_noisy, unet, head, **options)
 
 
 def memory(
   config: Config, size: tuple[int, ...], pairs: int, passes: int, bytes_per_value: int
 ) -> int:
-  """About how much memory the activations take at their peak, without compiling.
+  """About how much memory the activations take at their peak, in bytes; see `Method.memory`.
 
-  Args:
-    config: the model config.
-    size: height and width of the padded pictures.
-    pairs: fused at a time.
-    passes: of the UNet that run as one batch.
-    bytes_per_value: of the compute dtype.
-
-  Returns:
-    Bytes: at least what XLA's CPU compiler plans (`Engine.temporary_bytes`), and at most twice that
-    for pictures that are not tiny.
+  At least what XLA's CPU compiler plans (`Engine.temporary_bytes`), and at most twice that for
+  pictures that are not tiny.
   """
   unet = config["unet"]
   pixels = size[0] * size[1]

@@ -62,10 +62,10 @@ def check(config: Any) -> None:
   Raises:
     UserError: one line that names the field.
   """
-  if "unet" in config:
-    stride = max(_EVAL_STRIDE, 2 ** (len(config.unet.multipliers) - 1))
-    if config.crop_size < stride or config.crop_size % stride:
-      raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {stride}")
+  levels = len(config.unet.multipliers) if "unet" in config else 1
+  stride = max(_EVAL_STRIDE, 2 ** (levels - 1))
+  if config.crop_size < stride or config.crop_size % stride:
+    raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {stride}")
   if config.stage == 1:
     for multiplier in config.unet.multipliers:
       if config.unet.width * multiplier % config.unet.norm_groups:
@@ -78,8 +78,6 @@ def check(config: Any) -> None:
       raise UserError(f"config.timestep_range={config.timestep_range} must be two steps")
     _check_steps("timestep_range", config.timestep_range, config.schedule.num_timesteps)
     return
-  if config.crop_size < _EVAL_STRIDE:  # the rest when Stage I's UNet is known
-    raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {_EVAL_STRIDE}")
   features, head = config.features, config.fusion_head
   _check_choice("features.schedule.name", features.schedule.name, BETA_SCHEDULES)
   _check_choice("features.source", features.source, ("decoder", "encoder"))

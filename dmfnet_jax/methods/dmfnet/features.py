@@ -179,19 +179,3 @@ def _run_unet(
     method="fusion_features",
   )
   return tuple(f.reshape(*images.shape[:2], *f.shape[1:]) for f in features)
-
-
-def init_head(key: Array, unet: UNet, head: FusionHead, source: str) -> Any:
-  """Initialises the head's parameters for the features of a UNet; nothing is computed."""
-  size = 2 ** (len(unet.multipliers) - 1)
-  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  level = jax.ShapeDtypeStruct((1,), jnp.float32)
-
-  def run(key: Array, image: Array, level: Array) -> tuple[Array, ...]:
-    return unet.apply(unet.init(key, image, level), image, level, source, method="fusion_features")
-
-  stacked = [
-    jax.ShapeDtypeStruct((head.num_timesteps, *f.shape), f.dtype)
-    for f in jax.eval_shape(run, key, image, level)
-  ]
-  return head.lazy_init(key, stacked, stacked, (image, image))["params"]

@@ -1,7 +1,13 @@
-"""The networks that a config describes."""
+"""The networks that a config describes, and their first parameters.
+
+`lazy_init` runs the initialisers alone: no forward pass is compiled.
+"""
 
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
@@ -19,3 +25,20 @@ def build_fusion_head(
   """Builds the head for a UNet's features: `head` names its parts, the widths follow the UNet's."""
   widths = tuple(unet["width"] * m for m in reversed(unet["multipliers"]))
   return FusionHead(level_widths=widths, num_timesteps=num_timesteps, **head, dtype=dtype)
+
+
+def init_unet(key: jax.Array, unet: UNet) -> Any:
+  """Initialises a UNet's parameters."""
+  size = 2 ** (len(unet.multipliers) - 1)
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  return unet.lazy_init(key, image, jax.ShapeDtypeStruct((1,), jnp.float32))["params"]
+
+
+def init_head(key: jax.Array, head: FusionHead) -> Any:
+  """Initialises a head's parameters."""
+  features = [
+    jax.ShapeDtypeStruct((head.num_timesteps, 1, 4 << level, 4 << level, width), jnp.float32)
+    for level, width in enumerate(head.level_widths)
+  ]
+  image = jax.ShapeDtypeStruct((*features[-1].shape[1:-1], 1), jnp.float32)
+  return head.lazy_init(key, features, features, (image, image))["params"]

@@ -11,7 +11,7 @@ from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import make_schedule, sample_noise_level
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.dmfnet import features
-from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet
+from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet, init_head, init_unet
 from dmfnet_jax.methods.method import Array, Context, Images, Loss, Params, Stage, Update
 
 LOSSES = {"fusion": losses.fusion_loss}
@@ -55,12 +55,8 @@ def denoising(config: Any) -> Stage:
       columns |= {f"noisy, t = {t}": noisy, f"denoised, t = {t}": denoised}
     return columns
 
-  size = 2 ** (len(config.unet.multipliers) - 1)
-  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  level = jax.ShapeDtypeStruct((1,), jnp.float32)
   return Stage(
-    # `lazy_init` runs the initialisers alone: no forward pass is compiled.
-    init=lambda key: {"unet": unet.lazy_init(key, image, level)["params"]},
+    init=lambda key: {"unet": init_unet(key, unet)},
     updates=(Update(loss, ("unet",)),),
     draw=draw,
   )
@@ -92,7 +88,7 @@ def fusion(config: Any) -> Stage:
     return Loss(*fusion_loss(fused, *sources))
 
   return Stage(
-    init=lambda key: {"fusion_head": features.init_head(key, unet, head, source)},
+    init=lambda key: {"fusion_head": init_head(key, head)},
     updates=(Update(loss, ("fusion_head",)),),
     frozen={"unet": "start"},
   )

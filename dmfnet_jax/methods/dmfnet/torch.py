@@ -1,4 +1,4 @@
-"""Weights of the published PyTorch program, read and written.
+"""Weights of the published PyTorch program.
 
 State dictionaries are mappings of the published names to numpy arrays in PyTorch's layout
 (`interop.torch`).
@@ -7,16 +7,16 @@ State dictionaries are mappings of the published names to numpy arrays in PyTorc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.methods.dmfnet import networks
 from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
 
@@ -53,29 +53,26 @@ FUSION_HEAD_LAYERS = (
   (r"out2", "rgb_decode1.conv"),
 )
 
-UNET_PREFIX = "denoise_fn."
 # The published program's own; a checkpoint's shapes do not tell them.
 NORM_GROUPS = 32
 TIMESTEPS = (5, 10, 20)
 
 
 def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GROUPS) -> dict:
-  """Infers the UNet's sizes from a checkpoint's names and shapes.
+  """Infers the attributes of `UNet` from a checkpoint's names and shapes.
 
   Args:
     state_dict: the checkpoint, with or without the prefix "denoise_fn.".
     norm_groups: groups of its normalisations, which the shapes do not tell.
-
-  Returns:
-    `width`, `multipliers`, `num_res_blocks`, `norm_groups` and `attention_levels` of
-    `dmfnet_jax.methods.dmfnet.unet.UNet`.
 
   Raises:
     UserError: this is no UNet of this family.
   """
   state = _unet_state(state_dict)
   if "init_conv.weight" not in state:
-    other = " (but it looks like a fusion head: are the two files swapped?)" * _is_head(state_dict)
+    other = " (but it looks like a fusion head: are the two files swapped?)" * any(
+      key.startswith("rgb_decode") for key in state_dict
+    )
     raise UserError(f"not a DM-FNet UNet checkpoint: it has no init_conv.weight{other}")
   width = state["init_conv.weight"].shape[0]
   # A level's blocks carry its width; a downsampling ends the level.
@@ -102,7 +99,7 @@ def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GRO
     if level_width % norm_groups:
       raise UserError(
         f"level {level} is {level_width} wide, which {norm_groups} normalisation groups do not "
-        "divide: call dmfnet_jax.methods.dmfnet.torch.convert with the right norm_groups"
+        "divide: call dmfnet_jax.weights.convert.convert with the right norm_groups"
       )
   return {
     "width": width,
@@ -114,10 +111,7 @@ def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GRO
 
 
 def fusion_head_config_from_torch(state_dict: StateDict) -> dict:
-  """Infers the fusion head's sizes from a checkpoint's names and shapes.
-
-  Returns:
-    `level_widths` and `num_timesteps` of `dmfnet_jax.methods.dmfnet.fusion_head.FusionHead`.
+  """Infers `level_widths` and `num_timesteps` of `FusionHead` from a checkpoint.
 
   Raises:
     UserError: this is no fusion head of this family.
@@ -151,72 +145,30 @@ def unet_params_from_torch(
   Raises:
     UserError: keys are missing, unexpected or of the wrong shape; all are counted.
   """
-  config = unet_config_from_torch(state_dict, norm_groups=norm_groups)
-  return torch_names.from_state_dict(
-    _unet_state(state_dict), _unet_shapes(config), UNET_LAYERS, name
-  )
+  unet = UNet(**unet_config_from_torch(state_dict, norm_groups=norm_groups))
+  return _convert(_unet_state(state_dict), networks.init_unet, unet, UNET_LAYERS, name)
 
 
 def fusion_head_params_from_torch(
   state_dict: StateDict, *, name: str = "the fusion head checkpoint"
 ) -> Params:
-  """Turns a published fusion head's state dictionary into parameters of `FusionHead`.
-
-  Raises:
-    UserError: keys are missing, unexpected or of the wrong shape; all are counted.
-  """
-  config = fusion_head_config_from_torch(state_dict)
-  return torch_names.from_state_dict(
-    state_dict, _fusion_head_shapes(config), FUSION_HEAD_LAYERS, name
-  )
-
-
-def unet_params_to_torch(params: Params) -> dict[str, np.ndarray]:
-  """Turns parameters of `UNet` into the published program's (prefix "denoise_fn.", no buffers)."""
-  state = torch_names.to_state_dict(params, UNET_LAYERS)
-  return {UNET_PREFIX + key: value for key, value in state.items()}
-
-
-def fusion_head_params_to_torch(params: Params) -> dict[str, np.ndarray]:
-  """Turns parameters of `FusionHead` into the published program's.
-
-  Raises:
-    ValueError: the head is an ablation that the published program does not have.
-  """
-  return torch_names.to_state_dict(params, FUSION_HEAD_LAYERS)
+  """Turns a published fusion head's state dictionary into parameters; see the UNet's."""
+  head = FusionHead(**fusion_head_config_from_torch(state_dict))
+  return _convert(state_dict, networks.init_head, head, FUSION_HEAD_LAYERS, name)
 
 
 def _unet_state(state_dict: StateDict) -> StateDict:
-  inside = {
-    key.removeprefix(UNET_PREFIX): value
-    for key, value in state_dict.items()
-    if key.startswith(UNET_PREFIX)
-  }
+  prefix = "denoise_fn."
+  inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
   return inside or state_dict
 
 
-def _is_head(state_dict: StateDict) -> bool:
-  return any(key.startswith("rgb_decode") for key in state_dict)
-
-
-def _shapes(module: Any, *args: Any) -> dict[str, tuple[int, ...]]:
-  variables = jax.eval_shape(module.init, jax.random.key(0), *args)
-  flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-  return {path: value.shape for path, value in flat.items()}
-
-
-def _unet_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-  size = 2 ** (len(config["multipliers"]) - 1)
-  return _shapes(UNet(**config), jnp.zeros((1, size, size, 1)), jnp.zeros((1,)))
-
-
-def _fusion_head_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-  sizes = [4 * 2**level for level in range(len(config["level_widths"]))]
-  features = tuple(
-    jnp.zeros((config["num_timesteps"], 1, size, size, width))
-    for size, width in zip(sizes, config["level_widths"], strict=True)
-  )
-  return _shapes(FusionHead(**config), features, features)
+def _convert(
+  state: StateDict, init: Callable[..., Params], network: Any, layers: torch_names.Layers, name: str
+) -> Params:
+  tree = flatten_dict(jax.eval_shape(lambda: init(jax.random.key(0), network)), sep="/")
+  shapes = {path: leaf.shape for path, leaf in tree.items()}
+  return torch_names.from_state_dict(state, shapes, layers, name)
 
 
 def from_torch(
@@ -235,8 +187,7 @@ def from_torch(
   Raises:
     UserError: a checkpoint does not fit, or the two do not belong together.
   """
-  missing = {"unet", "fusion_head"} - parts.keys()
-  if missing:
+  if missing := {"unet", "fusion_head"} - parts.keys():
     raise UserError(f"the published weights are two files: {' and '.join(sorted(missing))} missing")
   # "module." is torch's DataParallel's.
   unet, head = (

@@ -9,6 +9,7 @@ from golden_weights import TOLERANCE, nchw, nhwc, relative_error
 
 from dmfnet_jax import losses
 from dmfnet_jax.inference.model import Model
+from dmfnet_jax.interop.torch import to_state_dict
 from dmfnet_jax.methods.dmfnet import torch as torch_weights
 from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.weights.files import complete
@@ -143,7 +144,7 @@ def test_head_gradients_meet_torch():
   gradients = jax.jit(jax.grad(loss))(
     params, [[nhwc(f) for f in features] for features in sources], nhwc(a), nhwc(b)
   )
-  gradients = torch_weights.fusion_head_params_to_torch(gradients)
+  gradients = to_state_dict(gradients, torch_weights.FUSION_HEAD_LAYERS)
   expected = {key: value.grad for key, value in reference.named_parameters()}
   assert gradients.keys() == expected.keys()
   for key, gradient in gradients.items():

@@ -9,6 +9,7 @@ from golden_weights import TOLERANCE, nchw, nhwc, relative_error
 
 import dmfnet_jax
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.interop.torch import to_state_dict
 from dmfnet_jax.methods.dmfnet import torch as torch_weights
 from dmfnet_jax.weights.convert import convert, read_pth
 
@@ -47,6 +48,11 @@ def save(tmp_path):
   return write
 
 
+def to_torch(unet):
+  state = to_state_dict(unet, torch_weights.UNET_LAYERS)
+  return {f"denoise_fn.{key}": value for key, value in state.items()}
+
+
 def convert_both(unet, head, out, **options):
   convert("dmfnet", {"unet": unet, "fusion_head": head}, out, **options)
 
@@ -69,8 +75,8 @@ def test_published_sizes_are_inferred():
 def test_every_published_parameter_survives_the_round_trip():
   unet, head = golden_weights.reference_state_dicts()
   params = golden_weights.reference_params()
-  unet_again = torch_weights.unet_params_to_torch(params["unet"])
-  head_again = torch_weights.fusion_head_params_to_torch(params["fusion_head"])
+  unet_again = to_torch(params["unet"])
+  head_again = to_state_dict(params["fusion_head"], torch_weights.FUSION_HEAD_LAYERS)
   assert unet_again.keys() == {key for key in unet if key.startswith("denoise_fn.")}
   assert head_again.keys() == head.keys()
   for key, value in (unet_again | head_again).items():
@@ -86,7 +92,7 @@ def test_other_sizes_are_inferred(small):
 
 def test_ablation_has_no_published_counterpart():
   with pytest.raises(ValueError, match="no counterpart of gate_1/kernel"):
-    torch_weights.fusion_head_params_to_torch({"gate_1": {"kernel": np.zeros((1, 1, 2, 2))}})
+    to_state_dict({"gate_1": {"kernel": np.zeros((1, 1, 2, 2))}}, torch_weights.FUSION_HEAD_LAYERS)
 
 
 def test_converted_checkpoint_meets_golden(save, tmp_path):
@@ -129,7 +135,7 @@ def test_attended_levels_of_a_checkpoint_are_converted(small, save, tmp_path):
   convert_both(save("unet.pth", small[0]), save("head.pth", small[1]), out, norm_groups=4)
   model = dmfnet_jax.load_model(str(out))
   assert model.config["unet"]["attention_levels"] == [1]
-  unet = torch_weights.unet_params_to_torch(model.params["unet"])
+  unet = to_torch(model.params["unet"])
   assert unet.keys() == small[0].keys()
   for key, value in unet.items():
     np.testing.assert_array_equal(value, small[0][key], key)
@@ -176,8 +182,10 @@ def test_swapped_files_are_recognised(small):
 
 
 def test_norm_groups_that_do_not_divide(small):
-  with pytest.raises(UserError, match="8 wide, which 32 normalisation groups do not divide"):
+  with pytest.raises(UserError, match="8 wide, which 32 normalisation groups do not") as caught:
     torch_weights.unet_params_from_torch(small[0])
+  # What it says to call is there.
+  assert f"call {convert.__module__}.{convert.__name__} with" in str(caught.value)
 
 
 def test_head_of_another_unet(small, save, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from golden_weights import TOLERANCE, nchw, nhwc, relative_error
 
+from dmfnet_jax.interop.torch import to_state_dict
 from dmfnet_jax.methods.dmfnet import torch as torch_weights
 from dmfnet_jax.methods.dmfnet.unet import UNet
 
@@ -116,14 +117,14 @@ def test_gradients_meet_torch():
   target = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
   predicted, _ = reference(torch.from_numpy(x), torch.from_numpy(noise_level))
   (predicted - torch.from_numpy(target)).square().mean().backward()
-  expected = {f"denoise_fn.{key}": value.grad for key, value in reference.named_parameters()}
+  expected = {key: value.grad for key, value in reference.named_parameters()}
 
   def loss(params, x, noise_level, target):
     x_start, _ = unet.apply({"params": params}, x, noise_level)
     return jnp.mean((x_start - target) ** 2)
 
   gradients = jax.jit(jax.grad(loss))(params, nhwc(x), noise_level, nhwc(target))
-  gradients = torch_weights.unet_params_to_torch(gradients)
+  gradients = to_state_dict(gradients, torch_weights.UNET_LAYERS)
   assert gradients.keys() == expected.keys()
   for key, gradient in gradients.items():
     assert relative_error(gradient, expected[key]) < TOLERANCE, key
