@@ -46,25 +46,16 @@ def write_report(
   if len(sources) == 1:
     from dmfnet_jax.report import run
 
-    workdir = paths.as_path(sources[0])
-    if not workdir.is_dir():
-      raise UserError(f"{sources[0]}: no such folder")
-    if not run.is_workdir(workdir):
-      raise UserError(
-        f"{sources[0]}: not the workdir of a training run; for fused pictures give A B FUSED"
-      )
-    page = run.run_page(workdir, title=title or f"Training run {workdir.resolve().name}")
+    page = run.run_page(sources[0], title=title)
   else:
     from dmfnet_jax.fusing.evaluate import measure
     from dmfnet_jax.report import pairs
 
-    a, b, fused = sources
-    triples, failures = pairs.collect(a, b, fused)
+    triples, failures = pairs.collect(*sources)
     values, failed = measure(triples)
     failures |= failed
-    page = pairs.pairs_page(
-      triples, values, failures, title=title or f"Fused: {fused}", max_pictures=max_pictures
-    )
+    title = title or f"Fused: {sources[2]}"
+    page = pairs.pairs_page(triples, values, failures, title=title, max_pictures=max_pictures)
   paths.make_folder(target.parent)
   paths.write_bytes(target, page.encode())
   return 1 if failures else 0

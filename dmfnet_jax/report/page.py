@@ -82,18 +82,23 @@ def finite(node: Any) -> Any:
   return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def encode(image: np.ndarray, *, lossless: bool, quality: int = 85) -> str:
-  """Returns a picture as a WebP data URI.
+def data_uri(image: np.ndarray, kind: str, **options: Any) -> str:
+  """Returns a uint8 picture, [H, W] or [H, W, 3], as a data URI.
 
   Args:
-    image: uint8 [H, W] or [H, W, 3].
-    lossless: keep every pixel.
-    quality: of the lossy kind, 0..100.
+    image: the picture.
+    kind: of file, such as "webp".
+    **options: Pillow's, for this kind.
   """
   encoded = io.BytesIO()
-  options: dict[str, Any] = {"lossless": True, "method": 3} if lossless else {"quality": quality}
-  Image.fromarray(np.ascontiguousarray(image)).save(encoded, "WEBP", **options)
-  return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+  Image.fromarray(np.ascontiguousarray(image)).save(encoded, kind, **options)
+  return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def webp(image: np.ndarray, *, lossless: bool = False, quality: int = 85) -> str:
+  """The data URI of a picture as `data_uri` takes it; the quality, 0..100, is of the lossy kind."""
+  options = {"lossless": True, "method": 3} if lossless else {"quality": quality}
+  return data_uri(image, "webp", **options)
 
 
 def shrink(image: np.ndarray, longest: int) -> np.ndarray:

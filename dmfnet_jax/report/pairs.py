@@ -11,29 +11,23 @@ from dmfnet_jax.fusing import evaluate
 from dmfnet_jax.io import paths, pictures
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, scores
-from dmfnet_jax.report.page import document, encode, number, shrink, text
+from dmfnet_jax.report.page import document, number, shrink, text, webp
 
 MAX_SIDE = 512
 """Pictures with a longer side are reduced to it."""
 
 _LOSSLESS_PIXELS = 24_000_000  # of all pictures together: about 20 MB; from there on lossy
 _STRIP_SIDE = 56
-_VIEWS = {
-  "a": "A",
-  "b": "B",
-  "fused": "fused",
-  "checker": "checkerboard",
-  "difference": "difference",
-}
+_VIEWS = {"a": "A", "b": "B", "fused": "fused"}  # of the files
+_ALL_VIEWS = {**_VIEWS, "checker": "checkerboard", "difference": "difference"}
 
 
 class _Pictures(NamedTuple):
   """What a page shows of one pair."""
 
   strip: str  # a thumbnail of A, B and fused side by side
-  views: dict[str, str]  # data URIs of "a", "b" and "fused"
-  width: int  # of the files
-  height: int
+  views: dict[str, str]  # data URIs of `_VIEWS`
+  note: str  # their size, and what was changed
   lossless: bool
 
 
@@ -49,11 +43,10 @@ def pairs_page(
 
   Args:
     triples: stem -> the paths of A, B and the fused picture.
-    values: stem -> metric -> value, of every pair that could be measured.
+    values: of every pair that could be measured.
     failures: stem or file -> why it could not be measured.
     title: plain text.
-    max_pictures: how many pairs, worst first, are shown in pictures; the others have their line in
-      the table only.
+    max_pictures: see `write_report`.
   """
   ordered = scores.worst_first(values)
   known = scores.spreads(values)
@@ -77,7 +70,7 @@ def pairs_page(
     "failures": dict(failures),
   }
   body = [
-    f"<header><h1>{text(title)}</h1>\n<p>{_count(len(values), 'pair')} measured"
+    f"<header><h1>{text(title)}</h1>\n<p>{_pairs(len(values))} measured"
     f"{f', {len(failures)} not' if failures else ''}.</p></header>\n<main>\n",
     *_failures(failures),
     *_metrics(values, known),
@@ -96,21 +89,17 @@ def _pictures(triple: evaluate.Triple, count: int) -> _Pictures:
   height, width = images[0].shape[:2]
   small = [shrink(picture, MAX_SIDE) for picture in images]
   lossless = count * sum(math.prod(picture.shape[:2]) for picture in small) <= _LOSSLESS_PIXELS
-  strip = [shrink(_rgb(picture), _STRIP_SIDE) for picture in small]
-  return _Pictures(
-    encode(np.concatenate(strip, axis=1), lossless=False, quality=70),
-    {
-      view: encode(picture, lossless=lossless)
-      for view, picture in zip(("a", "b", "fused"), small, strict=True)
-    },
-    width,
-    height,
-    lossless,
-  )
-
-
-def _rgb(picture: np.ndarray) -> np.ndarray:
-  return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+  coloured = [picture if picture.ndim == 3 else np.dstack([picture] * 3) for picture in small]
+  strip = np.concatenate([shrink(picture, _STRIP_SIDE) for picture in coloured], axis=1)
+  views = {
+    view: webp(picture, lossless=lossless) for view, picture in zip(_VIEWS, small, strict=True)
+  }
+  note = f"{width} × {height} pixels"
+  if max(width, height) > MAX_SIDE:
+    note += f", reduced to {MAX_SIDE} here"
+  if not lossless:
+    note += ", compressed with loss"
+  return _Pictures(webp(strip, quality=70), views, note, lossless)
 
 
 def _failures(failures: Mapping[str, str]) -> Iterator[str]:
@@ -126,8 +115,8 @@ def _metrics(values: scores.Values, known: Mapping[str, scores.Spread]) -> Itera
   """The means, their spread and a histogram of every metric."""
   yield '<section><h2>Metrics</h2>\n<div class="metrics">\n'
   for name in METRIC_NAMES:
-    spread, column = known[name], [pair[name] for pair in values.values()]
-    about = scores.ABOUT[name]
+    spread, about = known[name], scores.ABOUT[name]
+    column = [pair[name] for pair in values.values()]
     infinite = sum(not math.isfinite(value) for value in column)
     extra = f" · {infinite} infinite" if infinite else ""
     yield (
@@ -152,16 +141,15 @@ def _table(
   if len(pictures) < len(ordered):
     yield f"<p>Pictures are shown of the {len(pictures)} worst of {len(ordered)} pairs.</p>\n"
   if lossy:
-    yield f"<p>The pictures of {_count(lossy, 'pair')} are compressed with loss (WebP, quality "
+    yield f"<p>The pictures of {_pairs(lossy)} are compressed with loss (WebP, quality "
     yield "85), to keep this file small: differences of a few grey levels are compression.</p>\n"
   yield _CONTROLS
-  heads = "".join(
-    f'<th scope="col" data-name="{key}"{_sorted(key)}><button type="button" data-key="{key}" '
-    f'title="{text(scores.ABOUT.get(key, "sort"))}">{key}</button></th>'
-    for key in ("name", "score", *METRIC_NAMES)
-  )
   yield '<div class="wide"><table id="pairs">\n<thead><tr><th scope="col">A | B | fused</th>'
-  yield f"{heads}</tr></thead>\n"
+  for key in ("name", "score", *METRIC_NAMES):
+    order = ' aria-sort="ascending"' if key == "score" else ""
+    yield f'<th scope="col" data-name="{key}"{order}><button type="button" data-key="{key}" '
+    yield f'title="{text(scores.ABOUT.get(key, "sort"))}">{key}</button></th>'
+  yield "</tr></thead>\n"
   for index, score in enumerate(ordered):
     picture = pictures[index] if index < len(pictures) else None
     yield from _rows(index, score, values[score.stem], picture)
@@ -203,11 +191,11 @@ def _rows(
   for metric in METRIC_NAMES:
     distance = score.distances[metric]
     yield f"<td{_tint(distance)}>{_value(values[metric])}<small>{number(distance, 1)}</small></td>"
-  columns = len(METRIC_NAMES) + 3
-  yield f'</tr>\n<tr class="detail" id="detail-{index}" hidden><td colspan="{columns}">'
+  yield f'</tr>\n<tr class="detail" id="detail-{index}" hidden>'
+  yield f'<td colspan="{len(METRIC_NAMES) + 3}">'
   if picture:
     yield '<div class="views">'
-    for view, caption in _VIEWS.items():
+    for view, caption in _ALL_VIEWS.items():
       computed = view not in picture.views
       yield f'<figure{" class=js" if computed else ""}><button type="button" data-view="{view}">'
       if computed:
@@ -215,21 +203,10 @@ def _rows(
       else:
         yield f'<img src="{picture.views[view]}" alt="{caption} of {name}" loading="lazy">'
       yield f"</button><figcaption>{caption}</figcaption></figure>"
-    yield f"</div><p>{_size(picture)}</p>"
+    yield f"</div><p>{picture.note}</p>"
   else:
     yield "<p>Not among the pairs that are shown in pictures.</p>"
   yield "</td></tr>\n</tbody>\n"
-
-
-def _size(picture: _Pictures) -> str:
-  note = f"{picture.width} × {picture.height} pixels"
-  if max(picture.width, picture.height) > MAX_SIDE:
-    note += f", reduced to {MAX_SIDE} here"
-  return note + ("" if picture.lossless else ", compressed with loss")
-
-
-def _sorted(key: str) -> str:
-  return ' aria-sort="ascending"' if key == "score" else ""
 
 
 def _tint(distance: float, name: str = "") -> str:
@@ -242,14 +219,11 @@ def _tint(distance: float, name: str = "") -> str:
 
 def _value(value: float) -> str:
   """A metric's value with about four digits."""
-  size = abs(value)
-  if not math.isfinite(value):
-    return number(value)
-  return number(value, 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3)
+  return number(value, sum(abs(value) < limit for limit in (10, 100, 1000)))
 
 
-def _count(count: int, noun: str) -> str:
-  return f"{count} {noun}" + ("" if count == 1 else "s")
+def _pairs(count: int) -> str:
+  return f"{count} pair" + ("" if count == 1 else "s")
 
 
 def collect(a: Any, b: Any, fused: Any) -> tuple[dict[str, evaluate.Triple], dict[str, str]]:

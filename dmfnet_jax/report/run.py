@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths, pictures
 from dmfnet_jax.report import charts
-from dmfnet_jax.report.page import document, encode, number, shrink, text
+from dmfnet_jax.report.page import document, number, shrink, text, webp
 
 MAX_SAMPLES = 16
 """Of more sample pictures so many are shown, evenly spread over the run, with the last."""
@@ -33,23 +34,24 @@ _FROM_ZERO = ("learning_rate", "steps_per_second", "images_per_second", "data_wa
 Series = dict[str, list[tuple[float, float]]]
 
 
-def is_workdir(path: Any) -> bool:
-  """Tells whether a folder holds a training run."""
-  folder = paths.as_path(path)
-  return (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
-
-
-def run_page(workdir: Any, *, title: str) -> str:
+def run_page(workdir: paths.PathLike, *, title: str | None) -> str:
   """Returns the report of a training run as one HTML page; a run under way is only read.
 
   Args:
     workdir: the folder that `train_and_evaluate` wrote.
-    title: plain text.
+    title: plain text; by default made from the folder's name.
 
   Raises:
-    UserError: the run has logged nothing yet.
+    UserError: there is no such run, or it has logged nothing yet.
   """
   folder = paths.as_path(workdir)
+  if not folder.is_dir():
+    raise UserError(f"{workdir}: no such folder")
+  if not ((folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()):
+    raise UserError(
+      f"{workdir}: not the workdir of a training run; for fused pictures give A B FUSED"
+    )
+  title = title or f"Training run {folder.resolve().name}"
   series = read_metrics(folder)
   config = read_config(folder)
   if not series:
@@ -74,15 +76,9 @@ def read_metrics(folder: Any) -> Series:
   Values that were not finite and lines that are damaged are left out.
   """
   series: Series = {}
-  try:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-  except FileNotFoundError:
-    return {}
-  except OSError as error:
-    raise UserError(
-      f"{folder / 'metrics.jsonl'}: cannot read: {error.strerror or error}"
-    ) from error
-  for line in lines:
+  path = folder / "metrics.jsonl"
+  text = paths.read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
+  for line in text.splitlines():
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       record = json.loads(line)
       step = float(record.pop("step"))
@@ -94,17 +90,15 @@ def read_metrics(folder: Any) -> Series:
 
 def read_config(folder: Any) -> dict[str, Any]:
   """Reads the run's config from its newest checkpoint; {} before the first."""
-  directory = folder / "checkpoints"
-  if not directory.is_dir():
-    return {}
   import orbax.checkpoint as ocp
 
-  # Not a CheckpointManager, which warns of reading only and looks at every checkpoint's state.
-  reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-  for step in sorted(ocp.utils.checkpoint_steps(directory), reverse=True):
+  from dmfnet_jax.weights import workdir
+
+  for step in sorted(workdir.best_first(folder), reverse=True):
     # A run under way removes checkpoints: try the one before.
-    with contextlib.suppress(OSError, ValueError):
-      return reader.restore(directory / str(step) / "config")
+    how = ocp.args.JsonRestore()
+    if read := workdir.read_checkpoint(folder, step, "the one before it", config=how):
+      return read["config"]
   return {}
 
 
@@ -159,16 +153,12 @@ def _samples(folder: Any) -> Iterator[str]:
   if (folder / "samples").is_dir():
     for stem, path in pictures.list_images(folder / "samples").items():
       if match := re.fullmatch(r"step_(\d+)", stem):
-        found[int(match.group(1))] = path
+        found[int(match[1])] = path
   if not found:
     return
   steps = sorted(found)
-  chosen = sorted(
-    {
-      steps[i]
-      for i in np.linspace(0, len(steps) - 1, min(MAX_SAMPLES, len(steps))).round().astype(int)
-    }
-  )
+  spread = np.linspace(0, len(steps) - 1, min(MAX_SAMPLES, len(steps))).round().astype(int)
+  chosen = [steps[i] for i in spread]
   yield '<section id="samples"><h2>Sample pictures</h2>\n'
   yield "<p>The same validation pictures throughout the run."
   if len(chosen) < len(steps):
@@ -179,7 +169,7 @@ def _samples(folder: Any) -> Iterator[str]:
     yield '<p class="js"><label>Step <input id="step" type="range" min="0" '
     yield f'max="{last}" value="{last}" step="1"></label> <output></output></p>\n'
   for step in chosen:
-    picture = encode(shrink(pictures.read_image(found[step]), _SAMPLE_WIDTH), lossless=False)
+    picture = webp(shrink(pictures.read_image(found[step]), _SAMPLE_WIDTH))
     yield f'<figure class="sample" data-step="{step}"><img src="{picture}" loading="lazy" '
     yield f'alt="Sample pictures of step {step}"><figcaption>step {step:,}</figcaption></figure>\n'
   yield "</section>\n"
@@ -189,18 +179,10 @@ def _config(config: Mapping[str, Any]) -> Iterator[str]:
   if not config:
     return
   yield '<section><h2>Config</h2>\n<table class="config"><tbody>\n'
-  for name, value in _flat(config):
+  # Named as `--config.` options are: the fields of a group with dots.
+  for name, value in flatten_dict(config, sep=".").items():
     yield f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>\n'
   yield "</tbody></table></section>\n"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """Yields the fields as `--config.` options name them: those of a group with dots."""
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
 
 
 def _parameters(folder: Any) -> Iterator[str]:

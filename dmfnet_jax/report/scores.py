@@ -1,7 +1,7 @@
 """How far each pair lies from the mean of its set, and which pairs to look at first."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ ABOUT = {
   "MSE": "mean squared difference from the sources; lower is better",
 }
 
-Values = Mapping[str, Mapping[str, float]]
+Values = Mapping[str, Mapping[str, float]]  # stem -> metric -> value, which may be infinite
 
 
 class Spread(NamedTuple):
@@ -55,39 +55,31 @@ class Score(NamedTuple):
 
 def spreads(values: Values) -> dict[str, Spread]:
   """Returns the `Spread` of every metric over the finite values (sample deviation, n - 1)."""
-  return {name: _spread([pair[name] for pair in values.values()]) for name in METRIC_NAMES}
+  found = {}
+  for name in METRIC_NAMES:
+    known = np.array([pair[name] for pair in values.values() if math.isfinite(pair[name])])
+    if known.size:
+      deviation = known.std(ddof=1) if known.size > 1 else 0.0
+      numbers = (known.mean(), deviation, known.min(), known.max())
+      found[name] = Spread(*map(float, numbers))
+    else:
+      found[name] = Spread(*[math.nan] * 4)
+  return found
 
 
 def worst_first(values: Values) -> list[Score]:
   """Orders pairs for looking at them: by their score, the lowest first; equals by their stems.
 
   The score leaves the MSE out, which the PSNR stands for already.
-
-  Args:
-    values: stem -> metric -> value; values may be infinite.
-
-  Returns:
-    One `Score` a pair.
   """
   known = spreads(values)
   scores = []
   for stem, pair in values.items():
     distances = {name: _distance(name, pair[name], known[name]) for name in METRIC_NAMES}
-    counted = [
-      distance
-      for name, distance in distances.items()
-      if name not in LOWER_IS_BETTER and math.isfinite(distance)
-    ]
+    higher_is_better = (distances[name] for name in METRIC_NAMES if name not in LOWER_IS_BETTER)
+    counted = [distance for distance in higher_is_better if math.isfinite(distance)]
     scores.append(Score(stem, math.fsum(counted) / max(1, len(counted)), distances))
   return sorted(scores, key=lambda score: (score.score, score.stem))
-
-
-def _spread(values: Sequence[float]) -> Spread:
-  known = np.array([value for value in values if math.isfinite(value)])
-  if not known.size:
-    return Spread(*[math.nan] * 4)
-  deviation = float(known.std(ddof=1)) if known.size > 1 else 0.0
-  return Spread(float(known.mean()), deviation, float(known.min()), float(known.max()))
 
 
 def _distance(name: str, value: float, spread: Spread) -> float:

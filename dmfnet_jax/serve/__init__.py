@@ -85,8 +85,8 @@ def launch(page: Any, folder: str, *, host: str, port: int) -> str:
   Args:
     page: from `build_page`.
     folder: Gradio's temporary folder; no other is served or written to.
-    host: the address to listen on.
-    port: where; 0 takes the first free one from 7860 on.
+    host: as `serve`.
+    port: as `serve`.
 
   Returns:
     The page's address.
@@ -98,19 +98,20 @@ def launch(page: Any, folder: str, *, host: str, port: int) -> str:
   from starlette.middleware import Middleware
   from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-  middleware = [Middleware(_AddHeaders)]
+  middleware = [Middleware(_add_headers)]
   if host in _LOOPBACK:
     # A web site whose name is made to lead to this machine is refused by the name.
     middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
   # Named fonts would come from Gradio's package or from Google; these are the system's own.
-  fonts = ["system-ui", "sans-serif"]
+  theme = gradio.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+  )
   try:
     _, url, _ = page.launch(
       server_name=host,
       server_port=port or None,
       prevent_thread_lock=True,
       quiet=True,
-      inbrowser=False,
       share=False,
       max_file_size=MAX_FILE_SIZE,
       max_threads=8,
@@ -122,7 +123,7 @@ def launch(page: Any, folder: str, *, host: str, port: int) -> str:
       mcp_server=False,
       pwa=False,
       app_kwargs={"middleware": middleware},
-      theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
+      theme=theme,
       css=CSS,
     )
   except OSError as error:
@@ -142,11 +143,7 @@ def _sample_pairs() -> dict[str, Sources]:
 
 
 def _import_gradio(folder: str) -> None:
-  """Imports Gradio with its reports off and `folder` as its temporary folder.
-
-  Raises:
-    UserError: it is not installed.
-  """
+  """Imports Gradio with its reports off and `folder` as its temporary folder."""
   os.environ["GRADIO_TEMP_DIR"] = folder
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -156,16 +153,15 @@ def _import_gradio(folder: str) -> None:
     raise UserError('the page needs Gradio: pip install "dmfnet_jax[serve]"') from error
 
 
-class _AddHeaders:
+def _add_headers(app: Any) -> Any:
   """ASGI middleware: adds `_HEADERS` to every response."""
 
-  def __init__(self, app: Any):
-    self._app = app
-
-  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+  async def with_headers(scope: Any, receive: Any, send: Any) -> None:
     async def send_with_headers(message: Any) -> None:
       if message["type"] == "http.response.start":
         message = {**message, "headers": [*message["headers"], *_HEADERS]}
       await send(message)
 
-    await self._app(scope, receive, send_with_headers)
+    await app(scope, receive, send_with_headers)
+
+  return with_headers

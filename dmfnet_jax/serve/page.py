@@ -39,10 +39,10 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
   """
   import gradio
 
-  def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+  def checked(function: Callable[..., str]) -> Callable[..., str]:
     """Shows a `UserError` as a message on the page."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any) -> str:
       try:
         return function(*args)
       except UserError as error:
@@ -82,26 +82,17 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
         choice = gradio.Radio(choices, value=first, label="Pictures", elem_id="choice")
         suffixes = list(pictures.IMAGE_SUFFIXES)
         with gradio.Group(visible=first == _OWN) as own:
-          file_a = gradio.File(label="A: MRI", file_types=suffixes, height=110, elem_id="file_a")
-          file_b = gradio.File(
-            label="B: CT, PET or SPECT", file_types=suffixes, height=110, elem_id="file_b"
+          file_a, file_b = (
+            gradio.File(label=label, file_types=suffixes, height=110, elem_id=elem_id)
+            for label, elem_id in (("A: MRI", "file_a"), ("B: CT, PET or SPECT", "file_b"))
           )
-        lut = gradio.Dropdown(
-          [_NO_LUT, *scaling.LUT_NAMES],
-          value=_NO_LUT,
-          label="Colours of B, where it is grey",
-          elem_id="lut",
-        )
+        luts = [_NO_LUT, *scaling.LUT_NAMES]
+        lut = gradio.Dropdown(luts, label="Colours of B, where it is grey", elem_id="lut")
         # Its bounds are checked in `fuse`: Gradio's own check also fills the terminal.
         seed = gradio.Number(0, precision=0, label="Seed of the noise", elem_id="seed")
+        info = "from two on: their mean and deviation"
         draws = gradio.Slider(
-          1,
-          MAX_SAMPLES,
-          value=1,
-          step=1,
-          label="Noise draws",
-          info="from two on: their mean and deviation",
-          elem_id="draws",
+          1, MAX_SAMPLES, value=1, step=1, label="Noise draws", info=info, elem_id="draws"
         )
         button = gradio.Button("Fuse", variant="primary", elem_id="fuse")
       with gradio.Column(scale=3, min_width=320):
@@ -109,24 +100,12 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
 
     # Nothing here is an API: the page's own events only.
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    choice.change(
-      lambda value: gradio.update(visible=value == _OWN),
-      choice,
-      own,
-      show_progress="hidden",
-      **hidden,
-    )
+    at_once = {**hidden, "show_progress": "hidden"}
+    choice.change(lambda value: gradio.update(visible=value == _OWN), choice, own, **at_once)
     sources = [choice, file_a, file_b, lut]
     for event in (page.load, choice.change, file_a.change, file_b.change, lut.change):
-      event(checked(preview), sources, view, show_progress="hidden", **hidden)
-    button.click(
-      checked(fuse),
-      [*sources, seed, draws],
-      view,
-      concurrency_limit=1,
-      concurrency_id="model",
-      **hidden,
-    )
+      event(checked(preview), sources, view, **at_once)
+    button.click(checked(fuse), [*sources, seed, draws], view, concurrency_limit=1, **hidden)
   page.queue(max_size=_MAX_WAITING, api_open=False)
   return page
 
@@ -140,13 +119,13 @@ def _label(name: str) -> str:
 def choose_pair(
   samples: Mapping[str, Sources], choice: str, file_a: str | None, file_b: str | None, lut: str
 ) -> tuple[np.ndarray, np.ndarray, str]:
-  """Returns the pictures that are chosen on the page, and their name.
+  """Returns A and B as they are chosen on the page, as `samples` of `build_page`, and their name.
 
   Args:
     samples: the pairs to pick.
-    choice: one of their names, or `your own files`.
-    file_a: the upload, where it is one's own.
-    file_b: the same.
+    choice: one of their names, or `your own files`: then `file_a` and `file_b` are the uploads.
+    file_a: a path.
+    file_b: a path.
     lut: colours for a B that is grey, one of `scaling.LUT_NAMES`, or "grey".
 
   Raises:
@@ -154,9 +133,9 @@ def choose_pair(
   """
   if choice in samples:
     (a, b), name = samples[choice], choice
+  elif not (file_a and file_b):
+    raise UserError("upload both pictures, A and B, or pick one of the sample pairs")
   else:
-    if not (file_a and file_b):
-      raise UserError("upload both pictures, A and B, or pick one of the sample pairs")
     a, b = color.to_grey(read_upload(file_a)), read_upload(file_b)
     name = paths.file_stem(Path(file_a))
     if a.shape != b.shape[:2]:
@@ -194,7 +173,7 @@ def read_upload(path: str) -> np.ndarray:
 
 
 def _whole(value: float | None, low: int, high: int, what: str) -> int:
-  """Returns a number of the page as an int: the page's own limits bind only the page."""
+  """A number of the page as an int: the page's own limits bind only the page."""
   if value is None or value != int(value) or not low <= value <= high:
     raise UserError(f"{what} must be a whole number, {low} to {high}")
   return int(value)

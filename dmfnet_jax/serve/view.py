@@ -4,12 +4,11 @@ The blend slider needs no server: it sets one CSS variable, from -1 (A) over 0 (
 which the opacity of the pictures laid over each other follows.
 """
 
-import base64
 import html
-import io
 
 import numpy as np
-from PIL import Image
+
+from dmfnet_jax.report.page import data_uri
 
 CSS = """
 .gradio-container { max-width: 1500px !important; }
@@ -57,12 +56,7 @@ def sources(a: np.ndarray | None, b: np.ndarray | None) -> str:
 
 
 def result(
-  a: np.ndarray,
-  b: np.ndarray,
-  fused: np.ndarray,
-  *,
-  name: str,
-  deviation: np.ndarray | None = None,
+  a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, name: str, deviation: np.ndarray | None = None
 ) -> str:
   """The fused picture beside its sources, with a slider that blends it into either.
 
@@ -103,7 +97,5 @@ def _download(uri: str, name: str, label: str) -> str:
 
 
 def _png(image: np.ndarray) -> str:
-  """Returns a picture as a data URI, without loss: what is downloaded is the result itself."""
-  encoded = io.BytesIO()
-  Image.fromarray(np.ascontiguousarray(image)).save(encoded, "PNG", compress_level=4)
-  return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+  """A picture as a data URI, without loss: what is downloaded is the result itself."""
+  return data_uri(image, "png", compress_level=4)

@@ -206,9 +206,9 @@ def _template() -> _Template:
         f"{path} is not the 1 mm template that nilearn 0.8.1 to 0.14 hold; install one of these"
       )
     volumes.append(volume)
+  t1, grey, white = volumes
   # Robust percentiles of the brain: the lower lies at CSF, the upper at the brightest white matter.
-  levels = np.percentile(volumes[0][volumes[0] > 0], [0.5, 99.8])
-  return _Template(*volumes, *levels.tolist())
+  return _Template(t1, grey, white, *np.percentile(t1[t1 > 0], [0.5, 99.8]).tolist())
 
 
 @functools.lru_cache(maxsize=1)
