@@ -7,7 +7,8 @@ Note that OpenCV weighs with 15 bits for grey and with 14 for YCrCb: its grey an
 one level in 0.26 % of the colours. Both are kept: grey is what the network and the metrics see, Y
 is what the colour differences are taken against.
 
-Images are uint8, 0..255, channels last, any number of leading axes.
+Images are uint8, 0..255, channels last, red first, any number of leading axes. A TypeError says
+that one is not uint8, a ValueError that shapes do not fit.
 """
 
 import numpy as np
@@ -27,18 +28,7 @@ _CR_TO_G, _CB_TO_G = -11698, -5636  # -0.714, -0.344
 
 
 def rgb_to_luma(rgb: np.ndarray) -> np.ndarray:
-  """Returns the BT.601 grey of a colour picture, as OpenCV's `COLOR_RGB2GRAY`.
-
-  Args:
-    rgb: uint8 [..., 3], red first.
-
-  Returns:
-    uint8 [...].
-
-  Raises:
-    TypeError: the picture is not uint8.
-    ValueError: the last axis is not of length 3.
-  """
+  """Returns the BT.601 grey [...] of colours [..., 3], as OpenCV's `COLOR_RGB2GRAY`."""
   red, green, blue = _channels(rgb)
   grey = red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
   return ((grey + (1 << (_GREY_BITS - 1))) >> _GREY_BITS).astype(np.uint8)
@@ -57,15 +47,11 @@ def replace_luma(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
   equal) stays neutral and takes exactly the value of `luma`.
 
   Args:
-    rgb: uint8 [..., 3], red first; gives the colour.
+    rgb: uint8 [..., 3]; gives the colour.
     luma: uint8 [...], the shape of `rgb` without its last axis; gives the brightness.
 
   Returns:
-    uint8 [..., 3], red first.
-
-  Raises:
-    TypeError: an argument is not uint8.
-    ValueError: the shapes do not fit together.
+    uint8 [..., 3].
   """
   red, green, blue = _channels(rgb)
   luma = np.asarray(luma)

@@ -35,9 +35,7 @@ MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-
 _WAYS_OUT = "save as 8 or 16 bits, or fuse with a window (--window-a, --window-b)"
-
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 

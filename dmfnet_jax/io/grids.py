@@ -115,12 +115,12 @@ def difference(a: Volume, b: Volume) -> str:
     parts.append(f"voxels of {_times(a.voxel_size)} against {_times(b.voxel_size)} mm")
   if a.shape == b.shape:
     apart = np.linalg.norm(_corners(a) - _corners(b), axis=1).max()
-    if apart > tolerance:
-      parts.append(f"the same voxel up to {apart:.3g} mm apart (tolerance {tolerance:.2g} mm)")
+    same = f"the same voxel up to {apart:.3g} mm apart (tolerance {tolerance:.2g} mm)"
   else:
     apart = np.linalg.norm(a.affine[:3, 3] - b.affine[:3, 3])
-    if apart > tolerance:
-      parts.append(f"first voxels {apart:.3g} mm apart")
+    same = f"first voxels {apart:.3g} mm apart"
+  if apart > tolerance:
+    parts.append(same)
   return "; ".join(parts)
 
 
@@ -165,13 +165,11 @@ def resample(b: Volume, a: Volume) -> Volume:
   inside = nibabel.affines.apply_affine(np.linalg.inv(b.affine), _corners(a))
   if (inside.max(0) < -0.5).any() or (inside.min(0) > np.array(b.shape) - 0.5).any():
     raise UserError("A and B do not overlap where their headers place them: register B to A first")
-  channels = np.moveaxis(b.data, -1, 0) if b.is_rgb else [b.data]
   moved = []
-  for channel in channels:
+  for channel in np.moveaxis(b.data, -1, 0) if b.is_rgb else [b.data]:
     image = nibabel.Nifti1Image(channel.astype(np.float32), b.affine)
-    result = processing.resample_from_to(
-      image, (a.shape, a.affine), order=1, cval=float(channel.min())
-    )
+    grid, lowest = (a.shape, a.affine), float(channel.min())
+    result = processing.resample_from_to(image, grid, order=1, cval=lowest)
     moved.append(np.asarray(result.dataobj, np.float32))
   data = np.rint(np.stack(moved, -1)).astype(np.uint8) if b.is_rgb else moved[0]
   return dataclasses.replace(b, data=data, affine=a.affine)
@@ -208,9 +206,8 @@ def to_pictures(data: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
 def from_pictures(pictures: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
   """Undoes `to_pictures`: [N, H, W, ...] to [I, J, K, ...], contiguous."""
   straight = np.moveaxis(pictures[:, ::-1, ::-1].swapaxes(1, 2), 0, PLANES.index(plane))
-  back = nibabel.orientations.ornt_transform(
-    np.array([[0, 1], [1, 1], [2, 1]]), nibabel.io_orientation(affine)
-  )
+  ras = nibabel.io_orientation(np.eye(4))
+  back = nibabel.orientations.ornt_transform(ras, nibabel.io_orientation(affine))
   return np.ascontiguousarray(nibabel.apply_orientation(straight, back))
 
 

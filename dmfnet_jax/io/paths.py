@@ -1,6 +1,7 @@
 """Files and folders, here and remote, and the errors of both as one line.
 
 Paths with a scheme (`gs://bucket/x.png`) go through `etils.epath`, all others through `pathlib`.
+What cannot be done raises a UserError that begins with the path, unless a function says otherwise.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import os
 import pathlib
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from dmfnet_jax.errors import UserError
@@ -22,11 +23,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def as_path(path: PathLike) -> Any:
-  """Returns a `pathlib.Path`, or an `epath.Path` where the path names a remote place.
-
-  Raises:
-    UserError: `epath` does not know the path's scheme.
-  """
+  """Returns a `pathlib.Path`, or an `epath.Path` where the path names a remote place."""
   if is_remote(path):
     # Loaded only when asked for: local work needs nothing of it.
     from etils import epath
@@ -40,11 +37,7 @@ def as_path(path: PathLike) -> Any:
 
 
 def make_folder(path: PathLike) -> Any:
-  """Makes a folder, with those above it, where it is missing; returns it as `as_path` does.
-
-  Raises:
-    UserError: it cannot be made.
-  """
+  """Makes a folder, with those above it, where it is missing; returns it as `as_path` does."""
   folder = as_path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,11 +47,7 @@ def make_folder(path: PathLike) -> Any:
 
 
 def read_bytes(path: PathLike) -> bytes:
-  """Reads a whole file.
-
-  Raises:
-    UserError: it is missing, a folder or unreadable; the message begins with its name.
-  """
+  """Reads a whole file."""
   try:
     return as_path(path).read_bytes()
   except FileNotFoundError:
@@ -70,11 +59,7 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-  """Writes a file that appears whole or not at all, in a folder that exists.
-
-  Raises:
-    UserError: it cannot be written.
-  """
+  """Writes a file that appears whole or not at all, in a folder that exists."""
   try:
     if is_remote(path):
       as_path(path).write_bytes(data)
@@ -84,8 +69,8 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     raise UserError(f"{path}: cannot write: {reason(error)}") from error
 
 
-def write_together(files: Iterable[tuple[pathlib.Path, bytes]]) -> None:
-  """Writes local files; all are complete before the first of them takes its place.
+def write_together(files: Iterable[tuple[Any, bytes]]) -> None:
+  """Writes files (to what `as_path` returns), all complete before the first takes its place.
 
   Raises:
     OSError: one cannot be written: then none appears.
@@ -96,12 +81,13 @@ def write_together(files: Iterable[tuple[pathlib.Path, bytes]]) -> None:
       # Not tempfile: its files are readable by their owner alone, and these are to be shared.
       temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
       moves.append((temporary, target))
-      with open(temporary, "xb") as file:
+      with temporary.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that stops could leave an empty file of that name
+        if not is_remote(target):  # or a machine that stops could leave an empty file of that name
+          file.flush()
+          os.fsync(file.fileno())
     for temporary, target in moves:
-      os.replace(temporary, target)
+      temporary.replace(target)
   finally:
     for temporary, _ in moves:
       with contextlib.suppress(OSError):
@@ -109,11 +95,7 @@ def write_together(files: Iterable[tuple[pathlib.Path, bytes]]) -> None:
 
 
 def delete(path: PathLike) -> None:
-  """Deletes a file where there is one.
-
-  Raises:
-    UserError: it cannot be deleted.
-  """
+  """Deletes a file where there is one."""
   try:
     as_path(path).unlink(missing_ok=True)
   except OSError as error:
@@ -121,14 +103,18 @@ def delete(path: PathLike) -> None:
 
 
 def list_files(folder: PathLike) -> list[Any]:
-  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name.
-
-  Raises:
-    UserError: there is no such folder, or it cannot be read.
-  """
+  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name."""
   try:
-    files = (path for path in _files(folder) if not path.name.startswith("."))
-    return sorted(files, key=lambda path: path.name)  # quicker than comparing paths
+    if is_remote(folder):
+      if not as_path(folder).is_dir():
+        raise FileNotFoundError
+      # No test of each entry: on an object store that is a request apiece.
+      files = list(as_path(folder).iterdir())
+    else:
+      with os.scandir(folder) as entries:
+        files = [pathlib.Path(entry.path) for entry in entries if entry.is_file()]
+    shown = [path for path in files if not path.name.startswith(".")]
+    return sorted(shown, key=lambda path: path.name)  # quicker than comparing paths
   except FileNotFoundError:
     raise UserError(f"{folder}: no such folder") from None
   except NotADirectoryError:
@@ -153,18 +139,3 @@ def compose(name: str) -> str:
 def reason(error: OSError) -> str:
   """What an error of the system says, in one line."""
   return error.strerror or " ".join(str(error).split()) or type(error).__name__
-
-
-def _files(folder: PathLike) -> Iterator[Any]:
-  """Yields the files of a folder, in no order."""
-  if is_remote(folder):
-    remote = as_path(folder)
-    if not remote.is_dir():
-      raise FileNotFoundError(folder)
-    # No test of each entry: on an object store that is a request apiece.
-    yield from remote.iterdir()
-    return
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      if entry.is_file():
-        yield pathlib.Path(entry.path)

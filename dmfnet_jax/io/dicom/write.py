@@ -45,12 +45,7 @@ _AT_LEAST_EMPTY = """
 
 
 def write_secondary_capture(
-  folder: paths.PathLike,
-  pictures: np.ndarray,
-  volume: Volume,
-  *,
-  description: str = "dmfnet_jax fusion",
-  derivation: str = "Fused from two registered series by dmfnet_jax",
+  folder: paths.PathLike, pictures: np.ndarray, volume: Volume
 ) -> list[Any]:
   """Writes pictures as a new Secondary Capture series in the study of their source.
 
@@ -61,9 +56,6 @@ def write_secondary_capture(
     folder: made where it is missing. Older files `slice_0001.dcm`, ... are replaced.
     pictures: uint8 [I, J, K] (MONOCHROME2) or [I, J, K, 3] (RGB), on the grid of `volume`.
     volume: a series as `read_dicom` returns it, whose patient and study it is, too.
-    description: of the series, as viewers list it; ASCII, at most 64 characters are kept. It and
-      `derivation` are to hold no patient data and no file names, which may contain some.
-    derivation: how the pictures came about; ASCII, at most 1024 characters are kept.
 
   Returns:
     The paths, in the order of the slices.
@@ -72,7 +64,6 @@ def write_secondary_capture(
     UserError: the folder cannot be written, or holds other DICOM files, which would mix with these.
     ValueError: the pictures are not such an array.
   """
-  pictures = np.asarray(pictures)
   grid = volume.shape
   if pictures.dtype != np.uint8 or pictures.shape not in (grid, (*grid, 3)):
     raise ValueError(
@@ -86,8 +77,6 @@ def write_secondary_capture(
 
   def encode(i: int) -> bytes:
     dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, i, series_uid, now)
-    dataset.SeriesDescription = _ascii(description, 64)
-    dataset.DerivationDescription = _ascii(derivation, 1024)
     encoded = io.BytesIO()
     dataset.save_as(encoded, enforce_file_format=True)
     return encoded.getvalue()
@@ -102,11 +91,9 @@ def write_secondary_capture(
 
 
 def _check_folder(folder: Any, ours: set[str]) -> None:
-  others = [
-    file.name
-    for file in paths.list_files(folder)
-    if headers.looks_like_dicom(file) and not (file.name in ours and _is_our_result(file))
-  ]
+  files = [file for file in paths.list_files(folder) if headers.looks_like_dicom(file)]
+  # A source of the same name as one of ours must not be replaced.
+  others = [file.name for file in files if file.name not in ours or not _is_our_result(file)]
   if others:
     raise UserError(
       f"{folder}: holds other DICOM files ({others[0]}{' ...' if len(others) > 1 else ''}),"
@@ -115,7 +102,6 @@ def _check_folder(folder: Any, ours: set[str]) -> None:
 
 
 def _is_our_result(file: Any) -> bool:
-  """Whether a file was written here: a source of the same name must not be replaced."""
   try:
     with headers.quiet():
       return Tags(headers.read_file(file)).text("SecondaryCaptureDeviceManufacturer") == _MAKER
@@ -144,6 +130,8 @@ def _image(
   dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
   dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
   dataset.SeriesInstanceUID = series_uid
+  dataset.SeriesDescription = f"{_MAKER} fusion"
+  dataset.DerivationDescription = f"Fused from two registered series by {_MAKER}"
   # Behind the scanner's own series in a list, and beside its source.
   dataset.SeriesNumber = int(frame.tags.number("SeriesNumber") or 0) % 1_000_000 + 1000
   dataset.InstanceNumber = i + 1
@@ -158,10 +146,9 @@ def _image(
     dataset.SourceImageSequence = [_reference(frame)]
   _set_geometry(dataset, frame, volume)
   # The pixels with their size, depth and transfer syntax (explicit, little-endian), and a new UID.
-  dataset.set_pixel_data(
-    np.ascontiguousarray(picture), "MONOCHROME2" if picture.ndim == 2 else "RGB", 8
-  )
-  if picture.ndim == 2:
+  kind = "RGB" if picture.ndim == 3 else "MONOCHROME2"
+  dataset.set_pixel_data(np.ascontiguousarray(picture), kind, 8)
+  if kind != "RGB":
     # 0 is black and 255 white: some viewers would stretch the contrast otherwise.
     dataset.WindowCenter, dataset.WindowWidth = 128, 256
   return dataset
@@ -201,9 +188,3 @@ def _set_geometry(dataset: pydicom.Dataset, frame: Frame, volume: Volume) -> Non
 def _decimals(values: Any) -> list[DSfloat]:
   """Numbers as decimal strings, which have 16 characters at most."""
   return [DSfloat(float(value), auto_format=True) for value in values]
-
-
-def _ascii(words: str, length: int) -> str:
-  """One line that every character set can hold; a backslash would separate values."""
-  line = " ".join(words.split()).replace("\\", "/")
-  return line.encode("ascii", "replace").decode()[:length].strip()
