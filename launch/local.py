@@ -40,28 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   if shutil.which(command[0]) is None:
     parser.error(f"{command[0]}: no such program: is the virtual environment active?")
 
-  address = f"127.0.0.1:{_free_port()}"
-  processes = []
-  for index in range(args.num_processes):
-    environment = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COORDINATOR_ADDRESS": address,
-      "JAX_COORDINATOR_BIND_ADDRESS": address,  # loopback alone
-      "JAX_NUM_PROCESSES": str(args.num_processes),
-      "JAX_PROCESS_ID": str(index),
-      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-      f"--xla_force_host_platform_device_count={args.devices_per_process}",
-    }
-    processes.append(
-      subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # or the terminal would tell them too
-      )
+  with socket.create_server(("127.0.0.1", 0)) as probe:
+    address = f"127.0.0.1:{probe.getsockname()[1]}"  # a free port
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COORDINATOR_ADDRESS": address,
+    "JAX_COORDINATOR_BIND_ADDRESS": address,  # loopback alone
+    "JAX_NUM_PROCESSES": str(args.num_processes),
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_force_host_platform_device_count={args.devices_per_process}",
+  }
+  processes = [
+    subprocess.Popen(
+      command,
+      env=environment | {"JAX_PROCESS_ID": str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      start_new_session=True,  # or the terminal would tell them too
     )
+    for index in range(args.num_processes)
+  ]
 
   def pass_on(number: int, frame: object) -> None:
     for process in processes:
@@ -101,12 +100,6 @@ def _print_lines(index: int, process: subprocess.Popen) -> None:
   for line in process.stdout:
     with contextlib.suppress(BrokenPipeError):
       print(f"[{index}] {line}", end="", flush=True)
-
-
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

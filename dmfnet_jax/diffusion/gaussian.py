@@ -100,12 +100,8 @@ def ddim_sample(
 ) -> Array:
   """Deterministic DDIM sampling (Song et al. 2021, arXiv 2010.02502, eta = 0).
 
-  Args:
-    schedule: the noise schedule that the model was trained on.
-    denoise_fn: predicts x_start.
-    x_t: [B, H, W, 1] noise, or images noised to `first_step`.
-    num_steps: model evaluations, in 1..first_step + 1, spread evenly over 0..first_step.
-    first_step: the 0-based step of x_t (default T-1).
+  Takes what `ancestral_sample` takes but keys, and `num_steps` model evaluations, in
+  1..first_step + 1, that are spread evenly over 0..first_step.
 
   Raises:
     ValueError: more evaluations than steps.

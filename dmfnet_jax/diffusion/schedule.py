@@ -11,10 +11,8 @@ Array = jax.Array
 
 
 def _warmup(num_timesteps: int, start: float, end: float, fraction: float) -> np.ndarray:
-  betas = np.full(num_timesteps, end, np.float64)
-  warmup_steps = int(num_timesteps * fraction)
-  betas[:warmup_steps] = np.linspace(start, end, warmup_steps, dtype=np.float64)
-  return betas
+  steps = int(num_timesteps * fraction)
+  return np.append(np.linspace(start, end, steps), np.full(num_timesteps - steps, end))
 
 
 def _cosine(num_timesteps: int, offset: float = 8e-3, max_beta: float = 0.999) -> np.ndarray:
@@ -100,15 +98,9 @@ def make_schedule(
 
 
 def sample_noise_level(schedule: NoiseSchedule, key: Array, t: Array) -> Array:
-  """Draws the continuous noise level of step t: uniform between G[t] and G[t - 1].
+  """Draws continuous noise levels of steps t in 1..T, uniform between G[t] and G[t - 1].
 
-  Args:
-    schedule: the noise schedule.
-    key: a PRNG key.
-    t: steps in 1..T, of any shape.
-
-  Returns:
-    Noise levels of t's shape, float32.
+  They are float32, of t's shape, which may be any.
   """
   low, high = schedule.noise_levels[t], schedule.noise_levels[t - 1]
   return jax.random.uniform(key, jnp.shape(t), minval=low, maxval=high)

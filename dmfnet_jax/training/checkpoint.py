@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental.multihost_utils import sync_global_devices
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as policies
 
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
@@ -42,7 +42,6 @@ class Checkpointer:
     self._workdir = run_folder
     self._folder = workdir.checkpoints(run_folder)
     self._config = json.loads(config.to_json())
-    policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
       best_fn=lambda metrics: metrics["loss"],
       best_mode="min",
@@ -91,12 +90,10 @@ class Checkpointer:
     """Restores the newest checkpoint that can be read; says which ones cannot.
 
     Newer ones are moved aside, but only then: where none can be read, the cause may be passing.
-
-    Args:
-      state: a state of the right structure, on the host; its frozen networks are kept.
+    The frozen networks are the given state's, and so is the structure.
 
     Returns:
-      The state and the data position; None where there is no checkpoint.
+      The state, on the host, and the data position; None where there is no checkpoint.
 
     Raises:
       UserError: the checkpoint is of another config, or none of those that are there can be read.

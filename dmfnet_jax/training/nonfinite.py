@@ -39,12 +39,9 @@ class FiniteGuard:
     self._source = source
 
   def passes(self, step: int, metrics: Mapping[str, float], records: np.ndarray) -> bool:
-    """Whether a step's loss and gradient are finite; else it was skipped.
+    """Whether a step's "loss" and "grad_norm" are finite; else it was skipped.
 
-    Args:
-      step: the step.
-      metrics: its means, with "loss" and "grad_norm".
-      records: this process's part of its batch: positions in the training split.
+    `records` is this process's part of its batch: positions in the training split.
 
     Raises:
       NonFiniteError: they are not finite, and the run is to stop.

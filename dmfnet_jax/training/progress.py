@@ -30,13 +30,10 @@ def say(line: str) -> None:
 
 
 class Report:
-  """Progress: a bar on a terminal, lines elsewhere; means of the metrics.
+  """Progress from `first_step` on: a bar on a terminal, lines elsewhere; means of the metrics.
 
-  Args:
-    config: the run's config.
-    first_step: the step from which the run goes on.
-    counts: `counts(step, metrics, records)`: whether a step's metrics are part of the means; may
-      raise to end the run (see `nonfinite.FiniteGuard`).
+  `counts(step, metrics, records)` says whether a step's metrics are part of the means, or raises to
+  end the run (see `nonfinite.FiniteGuard`).
   """
 
   def __init__(

@@ -1,5 +1,6 @@
 """From a config to what a run trains: checks, the networks it begins with, state and step."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,19 +18,12 @@ from dmfnet_jax.weights import files, load_params, workdir
 
 
 class Setup(NamedTuple):
-  """What a config stands for.
+  """What a config stands for."""
 
-  Attributes:
-    config: the run's, with the sections that came with its start; locked.
-    method: the method.
-    stage: what is trained.
-    frozen: networks that stay as they are.
-  """
-
-  config: ml_collections.ConfigDict
+  config: ml_collections.ConfigDict  # the run's, with the sections that came with its start; locked
   method: Method
   stage: Stage
-  frozen: Params
+  frozen: Params  # networks that stay as they are
 
 
 def check_config(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
@@ -69,14 +63,18 @@ def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
   Raises:
     UserError: what `start`, or another field, names does not hold the networks.
   """
-  config, start = _with_start(config, run_folder)
   method = methods.get(config.method)
+  load = functools.cache(functools.partial(_load, config, run_folder))
+  if config.start or distributed.all_agree(workdir.frozen_file(run_folder, "start").exists()):
+    config = with_sections(config, load("start")[1])
+  elif config.stage != min(method.stages):
+    raise UserError("config.start is empty: name the earlier stage's workdir or a model file")
   method.check(config)
   stage = method.stages[config.stage](config)
   frozen: Params = {}
   for field in sorted(set(stage.frozen.values())):
     networks = [name for name, where in stage.frozen.items() if where == field]
-    params, sections = start if field == "start" and start else _load(config, field, run_folder)
+    params, sections = load(field)
     missing = [name for name in networks if name not in params]
     if missing:
       raise UserError(
@@ -90,21 +88,8 @@ def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
   return Setup(config, method, stage, frozen)
 
 
-def _with_start(
-  config: ml_collections.ConfigDict, run_folder: Any
-) -> tuple[ml_collections.ConfigDict, tuple[Params, dict[str, Any]] | None]:
-  """Adds the sections of the model that a later stage begins from; returns that model, too."""
-  has_copy = distributed.all_agree(workdir.frozen_file(run_folder, "start").exists())
-  if not config.start and not has_copy:
-    if config.stage == min(methods.get(config.method).stages):
-      return config, None
-    raise UserError("config.start is empty: name the earlier stage's workdir or a model file")
-  start = _load(config, "start", run_folder)
-  return with_sections(config, start[1]), start
-
-
 def _load(
-  config: ml_collections.ConfigDict, field: str, run_folder: Any
+  config: ml_collections.ConfigDict, run_folder: Any, field: str
 ) -> tuple[Params, dict[str, Any]]:
   """Reads the copy of what a config field names, or where there is none itself."""
   copy = workdir.frozen_file(run_folder, field)

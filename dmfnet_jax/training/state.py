@@ -168,13 +168,9 @@ def create_train_state(
 def continue_from(
   state: TrainState, params: Params, opt_state: Mapping[str, Any], networks: Iterable[str]
 ) -> TrainState:
-  """Replaces networks of a new state by those of an earlier stage.
+  """Replaces networks of a new state by those of an earlier stage, whose `params` these are.
 
-  Args:
-    state: the state before the first step.
-    params: the earlier stage's networks.
-    opt_state: their optimizers' states, where they are known.
-    networks: those that are continued.
+  And their optimizers' states, where they are known.
 
   Raises:
     UserError: the earlier stage lacks one, or has it in another size.

@@ -42,14 +42,9 @@ def make_train_step(
 ) -> TrainStep:
   """Returns `train_step(state, batch) -> (state, metrics)`, to be pmapped over `AXIS`.
 
-  Args:
-    stage: what is trained.
-    optimizers: of the stage's networks.
-    seed: of noise and dropout.
-    num_train_steps: the length of the run, for losses that follow its progress.
-    ema_decay: of the moving average, where the state has one.
-    skip_nonfinite: leave all but the step's number as it was where a loss or the gradient is not
-      finite; the metrics tell.
+  The seed is that of noise and dropout; losses may follow the progress through `num_train_steps`.
+  With `skip_nonfinite` a step whose loss or gradient is not finite leaves all but its number as it
+  was; the metrics tell.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

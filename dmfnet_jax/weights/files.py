@@ -81,9 +81,6 @@ def read_weights(path: paths.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   """A model config with the method's defaults for fields that are newer than it.
 
-  Args:
-    config: the sections that the model has, and its "method".
-
   Raises:
     UserError: an unknown method.
   """

@@ -72,11 +72,8 @@ def load_trained(
 ) -> tuple[Params, dict[str, Any]]:
   """Loads the best checkpoint of a training workdir (of least validation loss) that can be read.
 
-  Args:
-    workdir: the workdir of a stage.
-    steps: the checkpoints to try, in this order; by default `best_first`. Several processes that
-      load together are given the same.
-    agree: see `read_checkpoint`.
+  Several processes that load together are given the same `steps` to try, in this order, and an
+  `agree`, see `read_checkpoint`.
 
   Returns:
     The networks that were trained (the moving average where the run kept one) and those that were
@@ -152,15 +149,9 @@ def read_checkpoint(
   """Reads a checkpoint's items; None where one is missing or damaged, for any process.
 
   Each process reads by itself, as if it were alone: where one of them cannot, it would leave the
-  others waiting at a barrier of Orbax's.
-
-  Args:
-    workdir: the run's folder.
-    step: which checkpoint.
-    fallback: what is tried next, for the warning.
-    agree: whether all processes could read, from whether this one could; of several processes that
-      read together every one must ask.
-    **items: what to read, and how.
+  others waiting at a barrier of Orbax's. `agree` tells whether all could read, from whether this
+  one could; of several that read together every one must ask. The warning says what is tried next,
+  the `fallback`.
   """
   here = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(

@@ -1,5 +1,6 @@
 """Whole runs: a resumed run is the uninterrupted one, and a workdir is all that a run needs."""
 
+import contextlib
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from etils import epath
 from PIL import Image
 
 import dmfnet_jax
-from dmfnet_jax.data import pipeline
+from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training import resumption
@@ -166,30 +167,30 @@ def toy_run(data_dir, tmp_path_factory):
   return workdir
 
 
-def spoil_batch(monkeypatch, batch_index):
-  """Makes one training batch not a number; returns the list that its records come to."""
-  records = []
-  draw = pipeline.TrainBatches.__next__
+def spoil_step(monkeypatch, step):
+  """Makes one step's loss not a number, of runs of `toy.WATCHED`."""
+  monkeypatch.setitem(toy.WATCHERS, "step", lambda this: np.nan if this == step else 0.0)
 
-  def spoiled(self):
-    batch = draw(self)
-    if self.get_state()["next_batch"] == batch_index + 1:
-      records.extend(batch["record"].tolist())
-      batch["a"] = batch["a"] * np.nan
-    return batch
 
-  monkeypatch.setattr(pipeline.TrainBatches, "__next__", spoiled)
-  return records
+def records_of_step(config, step):
+  """The positions in the training split of what a step of an uninterrupted run is trained on."""
+  source = builders.open_source(config.dataset, config.data_dir, "train")
+  batches = pipeline.make_train_dataset(
+    source, crop_size=config.crop_size, batch_size=config.batch_size, seed=config.seed
+  )
+  with contextlib.closing(batches):
+    return [next(batches)["record"].tolist() for _ in range(step)][-1]
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 100])
 def test_nan_names_step_and_records_and_is_not_saved(
   data_dir, tmp_path, monkeypatch, log_every_steps
 ):
-  records = spoil_batch(monkeypatch, 2)
-  config = tiny.toy_config(data_dir, log_every_steps=log_every_steps)
+  spoil_step(monkeypatch, 3)
+  config = tiny.toy_config(data_dir, method="toy:WATCHED", log_every_steps=log_every_steps)
   with pytest.raises(UserError, match=r"step 3: the loss is nan") as caught:
     train_and_evaluate(config, tmp_path)
+  records = records_of_step(config, 3)
   assert len(records) == 4
   assert str(records) in str(caught.value)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -205,18 +206,11 @@ def test_parameters_that_a_step_has_blown_up_are_not_saved(data_dir, tmp_path):
   assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_the_step_is_compiled_once(data_dir, tmp_path, monkeypatch):
+def test_the_step_is_compiled_once(data_dir, tmp_path):
   """Neither the second step nor a later one is traced anew, say for another sharding."""
-  traced = []
-
-  def counting_loss(params, batch, context):
-    traced.append(context.train)
-    return loss(params, batch, context)
-
-  loss = toy.loss
-  monkeypatch.setattr(toy, "loss", counting_loss)
+  before = len(toy.TRACED)
   train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
-  assert sorted(traced) == [False, True]
+  assert sorted(toy.TRACED[before:]) == [False, True]
 
 
 def test_a_workdir_may_be_relative(data_dir, tmp_path, monkeypatch):

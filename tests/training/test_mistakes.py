@@ -7,7 +7,9 @@ import pytest
 import tiny
 
 from dmfnet_jax.cli import main
+from dmfnet_jax.errors import UserError
 from dmfnet_jax.training import distributed, loop
+from dmfnet_jax.training.setup import check_config
 
 
 @pytest.fixture
@@ -28,6 +30,7 @@ def dmfnet_train(capsys, tmp_path):
   return run
 
 
+no_tpu = pytest.mark.skipif(distributed.has_tpu(), reason="a host of a TPU slice is never alone")
 STAGE1, STAGE2 = "configs/dmfnet.py:stage=1", "configs/dmfnet.py:stage=2"
 
 
@@ -85,10 +88,13 @@ def test_a_wrong_argument_of_a_config_is_named(dmfnet_train, config, message):
   assert message in dmfnet_train(config)
 
 
-def test_the_batch_is_divided_among_the_devices(dmfnet_train, monkeypatch):
-  monkeypatch.setattr(jax, "device_count", lambda: 3)
-  message = dmfnet_train(STAGE1, "--config.batch_size=8")
-  assert "config.batch_size=8 is global and must be a multiple of the 3 devices" in message
+def test_the_batch_is_divided_among_the_devices(dmfnet_train):
+  """By default those that JAX has."""
+  with pytest.raises(UserError, match=r"batch_size=4 is global .* a multiple of the 3 devices"):
+    check_config(tiny.toy_config(), devices=3)
+  check_config(tiny.toy_config(batch_size=6), devices=3)
+  message = dmfnet_train(STAGE1, "--config.batch_size=0")
+  assert f"must be a multiple of the {jax.device_count()} devices" in message
 
 
 @pytest.fixture
@@ -166,8 +172,8 @@ def test_processes_are_given_wholly_or_not_at_all(dmfnet_train, flags, message):
   assert message in dmfnet_train(STAGE1, *flags)
 
 
+@no_tpu
 def test_pods_that_cannot_find_each_other_do_not_train_alone(dmfnet_train, monkeypatch):
-  monkeypatch.setattr(distributed, "has_tpu", lambda: False)
   monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
   monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
   assert "this pod is one of several, and has no TPU" in dmfnet_train(STAGE1)
@@ -192,13 +198,13 @@ def test_a_slice_that_does_not_answer_is_told(dmfnet_train, monkeypatch):
   assert asked == [True, False]
 
 
+@no_tpu
 @pytest.mark.parametrize(
   ("tasks", "step_tasks", "expected"),
   [("4", "4", True), ("4", "1", False), ("4", None, True), ("1", None, False)],
 )
-def test_a_step_of_one_task_is_alone(monkeypatch, tasks, step_tasks, expected):
+def test_a_step_of_one_task_is_alone(tasks, step_tasks, expected):
   """As a plain command in an allocation for several."""
-  monkeypatch.setattr(distributed, "has_tpu", lambda: False)
   environment = {"SLURM_NTASKS": tasks, "SLURM_STEP_NODELIST": "node1", "SLURM_PROCID": "1"}
   if step_tasks:
     environment["SLURM_STEP_NUM_TASKS"] = step_tasks

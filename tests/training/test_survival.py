@@ -1,5 +1,6 @@
 """A run that is killed, finds its checkpoints damaged or its disk full, or meets a NaN."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import toy
 from etils import epath
-from test_loop import read_metrics, spoil_batch, without_times
+from test_loop import read_metrics, records_of_step, spoil_step, without_times
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.loop import train_and_evaluate
-from dmfnet_jax.training.metric_writer import MetricWriter
 from dmfnet_jax.weights.workdir import load_trained
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -229,16 +230,21 @@ def test_a_file_that_cannot_be_written_is_named(data_dir, tmp_path):
 
 def test_an_error_of_the_disk_spares_the_checkpoint_under_way(data_dir, tmp_path, monkeypatch):
   """Step 3's line of metrics has no room; step 2's checkpoint, perhaps still in flight, has."""
+  full = tmp_path / "full"
+  full.symlink_to("/dev/full")
 
-  def fill_the_disk(self, step, scalars):
+  def fill_the_disk(step):
     if step == 3:
-      raise OSError(28, "No space left on device")
+      with contextlib.suppress(FileNotFoundError):  # each device calls, and the first one has it
+        full.rename(tmp_path / "metrics.jsonl")
+    return 0.0
 
-  monkeypatch.setattr(MetricWriter, "write_scalars", fill_the_disk)
+  monkeypatch.setitem(toy.WATCHERS, "step", fill_the_disk)
   with pytest.raises(
     UserError, match=r"No space left .*; the checkpoints written before are intact"
   ):
-    train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
+    train_and_evaluate(tiny.toy_config(data_dir, method="toy:WATCHED"), tmp_path)
+  assert not full.is_symlink()
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
@@ -270,9 +276,11 @@ def _no_room(*args, **kwargs):
 
 
 def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
-  records = spoil_batch(monkeypatch, 2)
+  spoil_step(monkeypatch, 3)
+  config = tiny.toy_config(data_dir, method="toy:WATCHED")
   with pytest.raises(UserError, match=r"step 3: the loss is nan"):
-    train_and_evaluate(tiny.toy_config(data_dir), tmp_path)
+    train_and_evaluate(config, tmp_path)
+  records = records_of_step(config, 3)
   (line,) = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
   entry = json.loads(line)
   assert (entry["step"], entry["loss"], entry["records"]) == (3, "nan", records)
@@ -283,8 +291,9 @@ def test_nan_writes_its_examples_down(data_dir, tmp_path, monkeypatch):
 
 def test_a_skipped_step_leaves_the_state_alone(data_dir, tmp_path, monkeypatch, capsys):
   """The run goes on as if the step had not been, but for its number."""
-  config = tiny.toy_config(data_dir, on_nonfinite="skip", log_every_steps=2, num_train_steps=6)
-  spoil_batch(monkeypatch, 2)
+  changes = {"on_nonfinite": "skip", "log_every_steps": 2, "num_train_steps": 6}
+  config = tiny.toy_config(data_dir, method="toy:WATCHED", **changes)
+  spoil_step(monkeypatch, 3)
   state = train_and_evaluate(config, tmp_path)
   assert int(state.step) == 6
   assert all(np.isfinite(leaf).all() for leaf in tiny.leaves(state).values())

@@ -8,8 +8,6 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.dmfnet.fusion_head import ATTENTIONS, OUTPUTS
 
-_EVAL_STRIDE = 16  # the pipeline cuts validation pictures to it
-
 
 def defaults(stage: int) -> dict[str, Any]:
   """The paper's values (SPEC) of a stage's sections."""
@@ -63,7 +61,7 @@ def check(config: Any) -> None:
     UserError: one line that names the field.
   """
   levels = len(config.unet.multipliers) if "unet" in config else 1
-  stride = max(_EVAL_STRIDE, 2 ** (levels - 1))
+  stride = max(16, 2 ** (levels - 1))  # 16: the pipeline cuts validation pictures to it
   if config.crop_size < stride or config.crop_size % stride:
     raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {stride}")
   if config.stage == 1:

@@ -26,13 +26,13 @@ def noise_sources(
   *,
   noise: bool = True,
 ) -> tuple[Array, Array, Array]:
-  """Noises both sources at every timestep.
+  """Noises both sources [B, H, W, 1] at every timestep.
 
   Args:
     schedule: Stage II's noise schedule (linear in the paper).
     timesteps: steps in 1..T_max, ascending.
-    a: [B, H, W, 1] the MRI.
-    b: [B, H, W, 1] the other modality's luma.
+    a: the MRI.
+    b: the other modality's luma.
     keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
     noise: whether noise is added; without (an ablation) nothing is drawn, and the images are only
       scaled to the levels G[t].
@@ -66,15 +66,7 @@ def extract_features(
   *,
   source: str = "decoder",
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-  """Runs the frozen UNet over all timesteps of both sources, as one batch.
-
-  Args:
-    unet: the UNet.
-    params: its parameters.
-    noisy_a: [T, B, H, W, 1].
-    noisy_b: [T, B, H, W, 1].
-    noise_levels: [T] or [T, B].
-    source: "decoder" or "encoder" features.
+  """Runs the frozen UNet over all timesteps of both sources, as one batch; see `fuse_noisy`.
 
   Returns:
     The features of a and of b: a [T, B, h, w, c] array a level, coarse to fine.

@@ -40,13 +40,8 @@ class ConvBlock(nn.Module):
 class TimestepFusion(nn.Module):
   """Merges the features of all timesteps: 1x1 convolution, ReLU, 3x3 convolution, ReLU.
 
-  The first convolution reads all timesteps at once but is linear: it may be added up one timestep
-  after the other, so that no more than one timestep's features need to be in memory.
-
-  Attributes:
-    features: channels of a timestep's features, and of the result.
-    num_timesteps: timesteps T.
-    dtype: compute dtype; sums over the timesteps are float32.
+  The first convolution reads all timesteps at once but is linear: it may be added up, in float32,
+  one timestep after the other, so that no more than one timestep's features need to be in memory.
   """
 
   features: int
@@ -139,9 +134,8 @@ class FusionHead(nn.Module):
   @property
   def _levels(self) -> range:
     """The levels that take part in the image."""
-    return range(
-      0 if self.multi_scale_reach else len(self.level_widths) - 1, len(self.level_widths)
-    )
+    count = len(self.level_widths)
+    return range(0 if self.multi_scale_reach else count - 1, count)
 
   def __call__(
     self,
@@ -172,15 +166,7 @@ class FusionHead(nn.Module):
     return self.fuse(total(features_a), total(features_b), sources)
 
   def check(self, timesteps: Sequence[int], features: Sequence[Array]) -> None:
-    """Checks what comes in.
-
-    Args:
-      timesteps: how many timesteps there are of each level.
-      features: the levels' features, [..., c].
-
-    Raises:
-      ValueError: the levels or timesteps are not the configured ones.
-    """
+    """Refuses, by a ValueError, other levels [..., c] or numbers of timesteps than configured."""
     widths = tuple(self.level_widths)
     got = tuple((t, f.shape[-1]) for t, f in zip(timesteps, features, strict=True))
     if got != tuple((self.num_timesteps, width) for width in widths):
@@ -192,13 +178,8 @@ class FusionHead(nn.Module):
   def share(self, features: Sequence[Array], timestep: Array | int) -> tuple[Array, ...]:
     """What one timestep's features of one source add to the sums that `fuse` takes.
 
-    Args:
-      features: a [B, h, w, c] array a level, coarse to fine.
-      timestep: its index, 0..T-1.
-
-    Returns:
-      A [B, h, w, c] array a level that takes part in the image, coarse to fine: float32, or with
-      one timestep the features themselves.
+    Features and shares are a [B, h, w, c] array a level, coarse to fine: the shares of the levels
+    that take part in the image, float32, or with one timestep the features themselves.
     """
     used = [(level, features[level]) for level in self._levels]
     if self.num_timesteps == 1:

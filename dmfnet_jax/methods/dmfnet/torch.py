@@ -75,25 +75,19 @@ def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GRO
     )
     raise UserError(f"not a DM-FNet UNet checkpoint: it has no init_conv.weight{other}")
   width = state["init_conv.weight"].shape[0]
-  # A level's blocks carry its width; a downsampling ends the level.
-  level_widths: list[int | None] = [None]
-  blocks_of_first = 0
-  attention_levels = []
+  levels: list[list[str]] = [[]]  # the blocks of each; a downsampling ends a level
   for i in sorted({int(key.split(".")[1]) for key in state if re.match(r"downs\.\d+\.", key)}):
-    if not any(key.startswith(f"downs.{i}.res_block.") for key in state):
-      level_widths.append(None)
-      continue
-    level = len(level_widths) - 1
-    blocks_of_first += level == 0
-    kernel = state.get(f"downs.{i}.res_block.block2.block.3.weight")
-    if kernel is not None:
-      level_widths[-1] = kernel.shape[0]
-    if f"downs.{i}.attn.qkv.weight" in state and level not in attention_levels:
-      attention_levels.append(level)
-  for level, level_width in enumerate(level_widths):
-    if level_width is None or level_width % width:
+    if any(key.startswith(f"downs.{i}.res_block.") for key in state):
+      levels[-1].append(f"downs.{i}")
+    else:
+      levels.append([])
+  multipliers = []
+  for level, blocks in enumerate(levels):
+    kernels = [state.get(f"{block}.res_block.block2.block.3.weight") for block in blocks]
+    level_width = max((len(kernel) for kernel in kernels if kernel is not None), default=0)
+    if not level_width or level_width % width:
       raise UserError(
-        f"not a DM-FNet UNet checkpoint: level {level} is {level_width or 0} wide, "
+        f"not a DM-FNet UNet checkpoint: level {level} is {level_width} wide, "
         f"which is no multiple of the stem's {width}"
       )
     if level_width % norm_groups:
@@ -101,12 +95,14 @@ def unet_config_from_torch(state_dict: StateDict, *, norm_groups: int = NORM_GRO
         f"level {level} is {level_width} wide, which {norm_groups} normalisation groups do not "
         "divide: call dmfnet_jax.weights.convert.convert with the right norm_groups"
       )
+    multipliers.append(level_width // width)
+  attend = [any(f"{block}.attn.qkv.weight" in state for block in blocks) for blocks in levels]
   return {
     "width": width,
-    "multipliers": tuple(w // width for w in level_widths if w is not None),
-    "num_res_blocks": blocks_of_first,
+    "multipliers": tuple(multipliers),
+    "num_res_blocks": len(levels[0]),
     "norm_groups": norm_groups,
-    "attention_levels": tuple(attention_levels),
+    "attention_levels": tuple(level for level, attends in enumerate(attend) if attends),
   }
 
 

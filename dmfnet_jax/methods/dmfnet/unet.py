@@ -149,7 +149,6 @@ class UNet(nn.Module):
     """
     embedding = self.noise_level_mlp(noise_level)
     h, skips = self._encode(x, embedding, dropout_keys)
-    h = self._middle(h, embedding, dropout_keys)
     decoder = self._decode(h, skips, embedding, dropout_keys, num_blocks=len(skips))
     x_start = self.final_conv(nn.swish(self.final_norm(decoder[-1])))
     return x_start.astype(jnp.float32), {"encoder": tuple(skips), "decoder": tuple(decoder[::-1])}
@@ -163,11 +162,6 @@ class UNet(nn.Module):
     finest level's other blocks and the output convolution are never run: a third of the
     arithmetic. The encoder's (an ablation) are each level's last block.
 
-    Args:
-      x: [B, H, W, 1] noisy images; H and W multiples of 2 ** (levels - 1).
-      noise_level: [B] sqrt(alpha_bar) in [0, 1].
-      source: "decoder" or "encoder".
-
     Returns:
       One [B, h, w, c] feature a level, coarse to fine.
 
@@ -180,7 +174,6 @@ class UNet(nn.Module):
     h, skips = self._encode(x, embedding, None)
     if source == "encoder":
       return tuple(skips[self.num_res_blocks :: self.num_res_blocks + 1][::-1])
-    h = self._middle(h, embedding, None)
     blocks_per_level = self.num_res_blocks + 1
     num_blocks = blocks_per_level * (len(self.multipliers) - 1) + 1
     return tuple(self._decode(h, skips, embedding, None, num_blocks)[::blocks_per_level])
@@ -199,13 +192,10 @@ class UNet(nn.Module):
       skips.append(h)
     return h, skips
 
-  def _middle(self, h, embedding, dropout_keys):
+  def _decode(self, h, skips, embedding, dropout_keys, num_blocks):
+    """Runs the middle and the first `num_blocks` up-blocks; returns the latter's outputs."""
     for index, layer in enumerate(self.mid, start=len(self.downs)):
       h = layer(h, embedding, _fold(dropout_keys, index))
-    return h
-
-  def _decode(self, h, skips, embedding, dropout_keys, num_blocks):
-    """Runs the first `num_blocks` up-blocks; returns their outputs in the order of computation."""
     remaining = list(skips)
     outputs: list[Array] = []
     for index, layer in enumerate(self.ups, start=len(self.downs) + len(self.mid)):
