@@ -103,12 +103,8 @@ def set_tags(ds, **tags):
 def save(path, ds):
   """Writes a file without caring whether its values are allowed."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  settings = pydicom.config.settings
-  mode, settings.writing_validation_mode = settings.writing_validation_mode, pydicom.config.IGNORE
-  try:
+  with pydicom.config.disable_value_validation():
     ds.save_as(path, enforce_file_format=True)
-  finally:
-    settings.writing_validation_mode = mode
   return path
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
@@ -62,7 +63,7 @@ def decode(data: bytes, *, as_values: bool = False) -> np.ndarray:
     raise UserError(_too_large(f"more than {2 * MAX_PIXELS}")) from error
   except Exception as error:
     # Pillow's decoders answer broken files with anything from SyntaxError to struct.error.
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = paths.reason(error)
     if "truncated" in reason.lower():  # Pillow adds how many bytes its buffer held
       reason = "the file is truncated"
     raise UserError(f"broken picture: {reason}") from error

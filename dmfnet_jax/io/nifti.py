@@ -52,8 +52,7 @@ def read_nifti(path: paths.PathLike) -> Volume:
     raise UserError(f"{path}: {error}") from error
   except Exception as error:
     # nibabel answers broken files with anything from ImageFileError to OverflowError.
-    reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{path}: broken NIfTI file: {reason}") from error
+    raise UserError(f"{path}: broken NIfTI file: {paths.reason(error)}") from error
   finally:
     logger.disabled = disabled
 
@@ -195,11 +194,11 @@ def _place(image: Any) -> tuple[list[str], bool]:
 
 def _replace_nonfinite(values: np.ndarray, notes: list[str]) -> np.ndarray:
   bad = ~np.isfinite(values)
+  if bad.all():
+    raise UserError("holds no finite value")
   count = int(bad.sum())
   if not count:
     return values
-  if count == values.size:
-    raise UserError("holds no finite value")
   lowest = values[~bad].min()
   notes.append(f"{count} voxels are NaN or infinite: taken as {lowest:g}, its smallest value")
   return np.where(bad, lowest, values)

@@ -136,6 +136,7 @@ def compose(name: str) -> str:
   return unicodedata.normalize("NFC", name)
 
 
-def reason(error: OSError) -> str:
-  """What an error of the system says, in one line."""
-  return error.strerror or " ".join(str(error).split()) or type(error).__name__
+def reason(error: Exception) -> str:
+  """What an error of the system or of a library says, in one line."""
+  said = getattr(error, "strerror", None)
+  return said or " ".join(str(error).split()) or type(error).__name__

@@ -4,14 +4,8 @@ A window (lo, hi) maps lo and all below to 0, hi and all above to 255, linearly 
 Everything is a pure function of the values and the window, so a window that was printed and stored
 gives the same bytes again. What is not a number (NaN) counts as no signal and becomes 0.
 
-Colour maps are uint8 [256, 3], red first. The named ones, linear between knots:
-
-| name | colours | |
-|---|---|---|
-| hot | black, red, orange, white | DICOM's Hot Iron palette |
-| pet | black, teal, violet, orange, white | DICOM's PET palette |
-| spectrum | black, blue, cyan, green, yellow, red, white | the usual rainbow |
-
+Colour maps are uint8 [256, 3], red first, the named ones linear between knots: DICOM's Hot Iron and
+PET palettes (PS3.6 annex B.1; the same but for rounding) and the usual rainbow, `spectrum`.
 The network sees the luma of the coloured picture. Only `hot` grows in luma all the way; the other
 two turn back on themselves, as rainbows do.
 """
@@ -32,8 +26,7 @@ PERCENTILES = (0.5, 99.5)
 AUTO = "auto"
 """Instead of two numbers: take the percentiles."""
 
-# Positions of 0..255 and colours. DICOM PS3.6 annex B.1 tabulates the first two; rounding apart,
-# these are the same colours.
+# Positions of 0..255 and colours.
 _KNOTS = {
   "hot": {0: "#000000", 128: "#ff0000", 192: "#ff8000", 255: "#ffffff"},
   "pet": {0: "#000000", 64: "#008080", 128: "#8000ff", 192: "#ff8000", 255: "#ffffff"},
