@@ -10,6 +10,7 @@ from dmfnet_jax.fusing.evaluate import format_table
 from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.io.panels import panel
+from dmfnet_jax.plot import difference
 
 _MODEL = "small"
 
@@ -19,37 +20,31 @@ def demo(out: str | Path) -> None:
 
   Writes OUT/demo.png (a row a pair: A, B, fused, and fused minus the maximum of the sources) and
   one OUT/fused/NAME.png a pair, and prints the metrics beside those of two trivial fusions, the
-  maximum and the mean of the sources.
-
-  Args:
-    out: a folder; made where needed.
+  maximum and the mean of the sources. OUT is made where needed.
 
   Raises:
     UserError: the folder cannot be written.
   """
-  folder = paths.make_folder(out)
+  folder = paths.as_path(out)
+  paths.make_folder(folder / "fused")
   model = load_model(_MODEL)
   print(f"model: {_MODEL}")
 
   rows, titles, lumas = [], [], []
-  paths.make_folder(folder / "fused")
   for a, b, pair_name in mni_template.demo_pairs():
     fused = model.fuse(a, b, names=pair_name)
     pictures.write_image(folder / "fused" / f"{pair_name}.png", fused)
-    lumas.append([color.to_grey(x).astype(np.float32) for x in (a, b, fused)])
-    change = lumas[-1][2] - np.maximum(*lumas[-1][:2])
+    change = difference(a, b, fused)
     rows.append([a, b, fused, np.clip(128 + change, 0, 255).astype(np.uint8)])
     titles.append(pair_name.split("_")[0].upper())
+    lumas.append([color.to_grey(x).astype(np.float32) for x in (a, b, fused)])
 
   columns = ["A: MRI", "B", "fused", "fused - max(A, B)"]
   pictures.write_image(folder / "demo.png", panel(rows, column_titles=columns, row_titles=titles))
   a, b, fused = np.stack(lumas, axis=1)
   table = {}
-  for label, result in (
-    ("fused", fused),
-    ("max", np.maximum(a, b)),
-    ("mean", np.round((a + b) / 2)),
-  ):
+  results = {"fused": fused, "max": np.maximum(a, b), "mean": np.round((a + b) / 2)}
+  for label, result in results.items():
     values = metrics.compute_metrics(a, b, result)
     table[label] = {metric: float(np.mean(value)) for metric, value in values.items()}
   print(format_table(table))

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
   """Draws a pair and its fused picture: A | B | fused | difference.
 
-  The difference is the luma of the fused picture minus the larger of the sources' lumas, in grey
-  levels 0..255: blue where fusion lost brightness, red where it added some, white where it kept
-  the brighter source.
+  The difference is that of `difference`: blue where fusion lost brightness, red where it added
+  some, white where it kept the brighter source.
 
   Args:
     a: [H, W] or [H, W, 3]: uint8, or float in [-1, 1].
@@ -73,13 +72,7 @@ def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
 def difference(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> np.ndarray:
   """Returns the luma of the fused picture minus the larger of the sources' lumas.
 
-  Args:
-    a: uint8 [H, W] or [H, W, 3].
-    b: the same height and width.
-    fused: the same height and width.
-
-  Returns:
-    int16 [H, W], -255..255.
+  The pictures are uint8, [H, W] or [H, W, 3]; the result is int16 [H, W], -255..255.
   """
   luma_a, luma_b, luma_fused = (color.to_grey(x).astype(np.int16) for x in (a, b, fused))
   return luma_fused - np.maximum(luma_a, luma_b)
@@ -87,13 +80,11 @@ def difference(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> np.ndarray:
 
 def _to_uint8(name: str, picture: Any) -> np.ndarray:
   picture = np.asarray(picture)
-  is_grey_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] == 3)
-  if not is_grey_or_rgb or 0 in picture.shape:
+  if picture.shape[2:] not in ((), (3,)) or picture.ndim < 2 or 0 in picture.shape:
     raise UserError(f"{name} must be one picture, [H, W] or [H, W, 3], got {picture.shape}")
   if picture.dtype == np.uint8:
     return picture
   # Tolerates rounding; anything else is a picture in another range, such as 0..255 floats.
-  in_range = np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= 1.001)
-  if not in_range:
+  if not (np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= 1.001)):
     raise UserError(f"{name} must be uint8 or float in [-1, 1], got {picture.dtype}")
   return pictures.from_float(picture)

@@ -53,16 +53,8 @@ def training_example(
 ) -> dict[str, Any]:
   """Cuts the training example at one position of the global stream.
 
-  Args:
-    position: Draws the crop and the flips, together with `seed`.
-    pair: An element of `DecodedPairs`.
-    seed: The data's seed.
-    batch_size: Examples in a global batch.
-    crop_size: Height and width to cut.
-    flip: Whether to flip at random.
-
-  Returns:
-    An element of a training batch; see `pipeline.make_train_dataset`.
+  Position and seed draw the crop and the flips; see `pipeline.make_train_dataset` for the options
+  and for what an example holds.
 
   Raises:
     UserError: The picture is too small to be padded to the crop.
@@ -85,17 +77,9 @@ def training_example(
 def eval_example(
   position: int, pair: dict[str, Any], *, num_records: int, batch_size: int, crop_size: int | None
 ) -> dict[str, Any]:
-  """Cuts the centre of the example at one position of a pass.
+  """Cuts the centre of the example at one position of a pass; those past the last are padding.
 
-  Args:
-    position: Those past the last record are padding.
-    pair: An element of `DecodedPairs`.
-    num_records: Number of real examples.
-    batch_size: Examples in a global batch.
-    crop_size: Height and width to cut, or None for the largest multiples of 16.
-
-  Returns:
-    An element of an evaluation batch; see `pipeline.make_eval_batches`.
+  See `pipeline.make_eval_batches` for the options and for what an example holds.
 
   Raises:
     UserError: The picture is smaller than 16 x 16, or too small to be padded to the crop.

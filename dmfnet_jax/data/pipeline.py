@@ -177,11 +177,9 @@ def make_eval_batches(
 ) -> grain.IterDataset:
   """Makes this process's share of one pass over a dataset, in the source's order.
 
+  The other arguments are those of `make_train_dataset`.
+
   Args:
-    source: The examples.
-    batch_size: Examples in a *global* batch; a multiple of `process_count`.
-    process_index: As `jax.process_index()`.
-    process_count: As `jax.process_count()`.
     crop_size: Height and width of the centre crop, a multiple of 16; smaller pictures are
       reflect-padded. None takes the largest centre crop whose sides are multiples of 16, and needs
       pictures of one size.

@@ -10,23 +10,20 @@ from dmfnet_jax.report.page import number, text
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 560, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 28
-_HISTOGRAM_WIDTH, _HISTOGRAM_HEIGHT = 180, 64
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, _WIDTH - 12, 12, _HEIGHT - 28  # the axes
 _LOG_SPAN = 8  # from this ratio on, a curve is read better on a logarithmic axis
 
 
 def histogram(values: Sequence[float], label: str) -> str:
-  """Draws how values are distributed, with their mean; those that are not finite are left out.
+  """Draws how values are distributed, with their mean: an SVG element, "" where none is finite.
 
   The scripts read the range from `data-low` and `data-high` to mark a single value.
 
   Args:
-    values: the values.
+    values: those that are not finite are left out.
     label: what they are, plain text, for those who cannot see the picture.
-
-  Returns:
-    An SVG element; "" where no value is finite.
   """
+  width, height = 180, 64
   known = np.array([value for value in values if math.isfinite(value)])
   if not known.size:
     return ""
@@ -35,7 +32,6 @@ def histogram(values: Sequence[float], label: str) -> str:
     low, high = low - 0.5, high + 0.5
   bins = min(24, max(5, round(2 * math.sqrt(known.size))))
   counts, edges = np.histogram(known, bins, (low, high))
-  width, height = _HISTOGRAM_WIDTH, _HISTOGRAM_HEIGHT
   bar = width / bins
   mean = width * (float(known.mean()) - low) / (high - low)
   parts = [
@@ -58,71 +54,65 @@ def histogram(values: Sequence[float], label: str) -> str:
 def curves(series: Mapping[str, Points], label: str, *, from_zero: bool = False) -> str:
   """Draws curves over the training step, on a logarithmic axis where they span decades.
 
+  Returns an SVG element, "" where there is no point.
+
   The scripts find the axes in `data-` attributes to say the values under the pointer.
 
   Args:
     series: name -> (step, value), all finite, steps ascending; one without points is left out.
     label: what is shown, plain text, for those who cannot see the picture.
     from_zero: the axis begins at zero.
-
-  Returns:
-    An SVG element; "" where there is no point.
   """
   series = {name: points for name, points in series.items() if points}
   if not series:
     return ""
-  steps = [step for points in series.values() for step, _ in points]
-  values = [value for points in series.values() for _, value in points]
-  x_low, x_high = 0.0, float(max(steps)) or 1.0
+  steps, values = zip(*(point for points in series.values() for point in points), strict=True)
+  x_high = float(max(steps)) or 1.0  # from 0
   logarithmic = not from_zero and min(values) > 0 and max(values) > _LOG_SPAN * min(values)
   if logarithmic:
-    y_low, y_high = math.log10(min(values)), math.log10(max(values))
+    scale = math.log10
+    y_low, y_high = scale(min(values)), scale(max(values))
     margin = 0.04 * (y_high - y_low)
     y_low, y_high = y_low - margin, y_high + margin
     y_ticks = _log_ticks(y_low, y_high)
   else:
+    scale = float
     y_low, y_high = (0.0 if from_zero else min(values)), max(values)
     margin = 0.05 * (y_high - y_low) or 0.05 * abs(y_high) or 1.0
     y_low, y_high = (y_low if from_zero else y_low - margin), y_high + margin
     y_ticks = {tick: _short(tick) for tick in _ticks(y_low, y_high, 5)}
 
   def x_of(step: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - x_low) / (x_high - x_low)
+    return _LEFT + (_RIGHT - _LEFT) * step / x_high
 
-  def y_of(value: float, scaled: bool = False) -> float:
-    height = value if scaled or not logarithmic else math.log10(value)
-    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (height - y_low) / (y_high - y_low)
+  def y_of(scaled: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP) * (scaled - y_low) / (y_high - y_low)
 
+  across = f'x1="{_LEFT}" x2="{_RIGHT}"'
   parts = [
     f'<svg class="curves" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}" '
-    f'data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}" data-high="{x_high!r}">'
+    f'data-left="{_LEFT}" data-right="{_RIGHT}" data-high="{x_high!r}">'
   ]
   for tick, name in y_ticks.items():
-    y = y_of(tick, scaled=True)
+    y = y_of(tick)
     parts.append(
-      f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+      f'<line class="grid" {across} y1="{y:.1f}" y2="{y:.1f}"/>'
       f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
     )
-  bottom = _HEIGHT - _BOTTOM
-  parts.append(
-    f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>'
-  )
-  for tick in _ticks(x_low, x_high, 6):
+  parts.append(f'<line class="axis" {across} y1="{_BOTTOM}" y2="{_BOTTOM}"/>')
+  for tick in _ticks(0.0, x_high, 6):
     x = x_of(tick)
-    anchor = "end" if x > _WIDTH - _RIGHT - 20 else "middle"
+    anchor = "end" if x > _RIGHT - 20 else "middle"
     parts.append(
-      f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
-      f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="{anchor}">{_short(tick)}</text>'
+      f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{_BOTTOM}" y2="{_BOTTOM + 4}"/>'
+      f'<text x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="{anchor}">{_short(tick)}</text>'
     )
   for index, points in enumerate(series.values()):
-    path = " ".join(f"{x_of(step):.1f},{y_of(value):.1f}" for step, value in points)
-    parts.append(f'<polyline class="s{index}" points="{path}"/>')
+    places = [(f"{x_of(step):.1f}", f"{y_of(scale(value)):.1f}") for step, value in points]
+    parts.append(f'<polyline class="s{index}" points="{" ".join(map(",".join, places))}"/>')
     if len(points) <= 60:
-      parts += [
-        f'<circle class="s{index}" cx="{x_of(step):.1f}" cy="{y_of(value):.1f}" r="2.5"/>'
-        for step, value in points
-      ]
-  parts.append(f'<line class="cursor" x1="-9" x2="-9" y1="{_TOP}" y2="{bottom}"/></svg>')
+      parts += [f'<circle class="s{index}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places]
+  parts.append(f'<line class="cursor" x1="-9" x2="-9" y1="{_TOP}" y2="{_BOTTOM}"/></svg>')
   return "".join(parts)
 
 
@@ -149,10 +139,12 @@ def _log_ticks(low: float, high: float) -> dict[float, str]:
 
 def _short(value: float) -> str:
   """A tick's label: 0.05, 2e-5, 20k, 1.5M."""
-  for size, unit in ((1e6, "M"), (1e3, "k")):
-    if abs(value) >= size:
-      return f"{value / size:.4g}{unit}".replace("-", "−")
-  if value and abs(value) < 1e-3:
+  size = abs(value)
+  if size >= 1e3:
+    label = f"{value / 1e6:.4g}M" if size >= 1e6 else f"{value / 1e3:.4g}k"
+  elif 0 < size < 1e-3:
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-  return f"{value:.4g}".replace("-", "−")
+    label = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+  else:
+    label = f"{value:.4g}"
+  return label.replace("-", "−")

@@ -26,17 +26,17 @@ _POLICY = (
 
 
 def document(title: str, body: Iterable[str], *, data: Any, scripts: Sequence[str]) -> str:
-  """Puts a page together.
+  """Returns the HTML file's text.
 
   Args:
     title: plain text.
     body: pieces of HTML, escaped where they show text from outside.
     data: what the scripts (and other programs) read: JSON in the element `data`.
     scripts: names of files in `assets/`.
-
-  Returns:
-    The HTML file's text.
   """
+  # "<" could end the script element or begin a comment.
+  encoded = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+  encoded = encoded.replace("<", "\\u003c")
   return "".join(
     [
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
@@ -51,7 +51,7 @@ def document(title: str, body: Iterable[str], *, data: Any, scripts: Sequence[st
       *body,
       "<footer><p>RESEARCH USE ONLY, not for diagnosis. "
       f"Made by dmfnet_jax {dmfnet_jax.__version__}.</p></footer>\n",
-      f'<script type="application/json" id="data">{_json(data)}</script>\n',
+      f'<script type="application/json" id="data">{encoded}</script>\n',
       *(f"<script>\n{_asset(name)}</script>\n" for name in scripts),
       "</body>\n</html>\n",
     ]
@@ -109,12 +109,6 @@ def shrink(image: np.ndarray, longest: int) -> np.ndarray:
     return image
   size = (max(1, round(width * scale)), max(1, round(height * scale)))
   return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
-def _json(data: Any) -> str:
-  # "<" could end the script element or begin a comment.
-  encoded = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-  return encoded.replace("<", "\\u003c")
 
 
 def _asset(name: str) -> str:

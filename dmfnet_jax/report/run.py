@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,6 @@ def read_config(folder: Any) -> dict[str, Any]:
 
 
 def _facts(series: Series, config: Mapping[str, Any]) -> Iterator[str]:
-  """The run in a few numbers."""
   last = max(points[-1][0] for points in series.values())
   total = config.get("num_train_steps")
   facts = {
@@ -117,9 +117,9 @@ def _facts(series: Series, config: Mapping[str, Any]) -> Iterator[str]:
     step, best = min(points, key=lambda point: point[1])
     facts["Validation loss, best"] = f"{_rounded(best)} at step {step:,.0f}"
   if points := series.get("steps_per_second"):
-    facts["Steps per second, median"] = _rounded(float(np.median([value for _, value in points])))
+    facts["Steps per second, median"] = _rounded(statistics.median(value for _, value in points))
   if points := series.get("data_wait_fraction"):
-    facts["Waiting for data, median"] = f"{np.median([value for _, value in points]):.1%}"
+    facts["Waiting for data, median"] = f"{statistics.median(value for _, value in points):.1%}"
   yield '<dl class="facts">'
   for name, value in facts.items():
     if value is not None:

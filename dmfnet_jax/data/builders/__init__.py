@@ -80,10 +80,6 @@ class PreparedSource(Sequence):
 
   `name` and `modality` of an example are bytes. In another process a copy opens the files anew.
 
-  Args:
-    folder: The folder of one version.
-    split: As `open_source`.
-
   Attributes:
     name: Dataset, version and split, such as "harvard_mmif/1.0.0 train".
   """
@@ -118,9 +114,6 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
     data_dir: Root of the prepared datasets: a local or mounted folder, or a `gs://` address where
       `gcsfs` is installed. The newest version there is read.
     split: A split's name, or a slice of one in TFDS's notation, such as `train[:10%]`.
-
-  Returns:
-    A picklable sequence of decoded examples.
 
   Raises:
     UserError: The name is unknown, nothing is prepared there, or it has no such split.
@@ -182,14 +175,7 @@ def match_stems(a_dir: Path, b_dir: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_pair(a_path: Path, b_path: Path) -> tuple[np.ndarray, np.ndarray]:
-  """Reads one pair as the builders store it.
-
-  Args:
-    a_path: Picture A; colour is reduced to BT.601 luma.
-    b_path: Picture B; grey is repeated into three channels.
-
-  Returns:
-    a: uint8 [H, W, 1]; b: uint8 [H, W, 3].
+  """Reads one pair as the builders store it: A's BT.601 luma, uint8 [H, W, 1], and B, [H, W, 3].
 
   Raises:
     UserError: A file cannot be read, or the two differ in size.

@@ -51,7 +51,6 @@ class MniPairs(tfds.core.GeneratorBasedBuilder):
   """T1 template slices with simulated PET, SPECT and CT; see the module's docstring."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS reads a plain dict)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
