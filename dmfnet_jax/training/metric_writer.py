@@ -26,19 +26,15 @@ class MetricWriter:
   def __init__(self, workdir: epath.Path, first_step: int = 0):
     self._path = workdir / "metrics.jsonl"
     self._remote = paths.is_remote(workdir)
-    self._lines: list[str] = []  # all of them where the file is remote, else none after the start
-    self._pending = False
-    self._written = 0.0
+    self._waiting: list[str] = []  # lines that are not in the file yet
+    self._written = time.monotonic()
     self._tensorboard = None
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    if self._path.exists():
-      lines = self._path.read_text().splitlines()
-      self._lines = [line for line in lines if _step_of(line) <= first_step]
-    self._write_all()
-    if not self._remote:
-      self._lines.clear()
+    lines = self._path.read_text().splitlines() if self._path.exists() else []
+    kept = [f"{line}\n" for line in lines if _step_of(line) <= first_step]
+    paths.write_bytes(self._path, "".join(kept).encode())
     # clu.metric_writers imports TensorFlow and TensorBoard; training must run without them.
     if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
       from clu import metric_writers
@@ -52,14 +48,9 @@ class MetricWriter:
     if not self._active:
       return
     values = {name: float(value) if np.isfinite(value) else None for name, value in scalars.items()}
-    line = json.dumps({"step": step, **values})
-    if self._remote:
-      self._lines.append(line)
-      self._pending = True
-      if time.monotonic() > self._written + _REMOTE_SECONDS:
-        self._write_all()
-    else:
-      append_line(self._path, line)
+    self._waiting.append(json.dumps({"step": step, **values}))
+    if not self._remote or time.monotonic() > self._written + _REMOTE_SECONDS:
+      self._write_waiting()
     if self._tensorboard:
       self._tensorboard.write_scalars(step, {k: float(v) for k, v in scalars.items()})
 
@@ -70,14 +61,16 @@ class MetricWriter:
 
   def flush(self) -> None:
     """Makes all that was written visible to readers: to be called with every checkpoint."""
-    if self._pending:
-      self._write_all()
+    if self._waiting:
+      self._write_waiting()
     if self._tensorboard:
       self._tensorboard.flush()
 
-  def _write_all(self) -> None:
-    paths.write_bytes(self._path, "".join(line + "\n" for line in self._lines).encode())
-    self._pending, self._written = False, time.monotonic()
+  def _write_waiting(self) -> None:
+    lines = "\n".join(self._waiting)
+    self._waiting.clear()  # first: what has no room now is not tried again at the end
+    append_line(self._path, lines)
+    self._written = time.monotonic()
 
   def close(self) -> None:
     """Ends the run's files."""

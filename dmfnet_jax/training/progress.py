@@ -54,10 +54,12 @@ class Report:
       disable=True if self._quiet else None,  # None: off where there is no terminal
     )
     self._sums: collections.Counter[str] = collections.Counter()
-    self._count = 0  # of the steps in the sums
-    self._steps = 0
-    self._waited = 0.0
-    self._since = time.monotonic()
+    self._begin()
+
+  def _begin(self) -> None:
+    self._sums.clear()
+    self._count = self._steps = 0  # of the steps in the sums, and of all
+    self._waited, self._since = 0.0, time.monotonic()
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -97,8 +99,7 @@ class Report:
         f"step {step}/{self._total}  loss {loss:.5f}  {rate:.2f} steps/s  "
         f"{tqdm.format_interval(int(left))} left"
       )
-    self._sums.clear()
-    self._count, self._steps, self._waited, self._since = 0, 0, 0.0, time.monotonic()
+    self._begin()
     return summary
 
   def close(self) -> None:
