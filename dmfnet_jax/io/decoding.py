@@ -90,11 +90,18 @@ def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
   if as_values and (signed or image.mode.startswith(("I", "F"))):
     return _stored_values(np.asarray(image), bits, signed, white_is_zero)
   if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-    return _from_deep_grey(np.asarray(image), bits, white_is_zero)
+    white = (1 << bits) - 1
+    grey = (np.asarray(image, np.int64) * 255 * 2 + white) // (2 * white)
+    # Pillow leaves an inverted TIFF to us.
+    return (255 - grey if white_is_zero else grey).astype(np.uint8)
   if image.mode == "I":
     raise UserError(f"holds 32-bit integers, which have no agreed white: {_WAYS_OUT}")
   if image.mode == "F":
-    return _from_float_grey(np.asarray(image))
+    values = np.asarray(image)
+    low, high = float(np.min(values)), float(np.max(values))
+    if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
+      raise UserError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
+    return np.rint(values * np.float32(255)).astype(np.uint8)
   mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
   if image.has_transparency_data and image.mode != "1":
     image = image.convert(f"{mode}A")
@@ -115,20 +122,6 @@ def _stored_values(values: np.ndarray, bits: int, signed: bool, white_is_zero: b
   values = values.astype(np.int64)
   top = -1 if signed else (1 << bits) - 1
   return top - values if white_is_zero else values
-
-
-def _from_deep_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.ndarray:
-  """Scales grey of 9 to 16 bits by its full range; Pillow leaves an inverted TIFF to us."""
-  white = (1 << bits) - 1
-  grey = (values.astype(np.int64) * 255 * 2 + white) // (2 * white)
-  return (255 - grey if white_is_zero else grey).astype(np.uint8)
-
-
-def _from_float_grey(values: np.ndarray) -> np.ndarray:
-  low, high = float(np.min(values)), float(np.max(values))
-  if not (low >= 0 and high <= 1):  # not a number compares false: refused as well
-    raise UserError(f"holds float values {low:g} to {high:g} beyond [0, 1]: {_WAYS_OUT}")
-  return np.rint(values * np.float32(255)).astype(np.uint8)
 
 
 def _too_large(size: str) -> str:

@@ -117,15 +117,19 @@ def test_12_bit_signed_values_whatever_the_unused_bits_hold(tmp_path):
   np.testing.assert_array_equal(slices(volume)[0], unsigned.astype(np.float32) - 1024)
 
 
-def test_float_pixels_lose_what_is_no_number(tmp_path):
+@pytest.mark.parametrize("inverted", [False, True])
+def test_float_pixels_lose_what_is_no_number(tmp_path, inverted):
   stored = values().astype(np.float32)
   stored[0, :3] = np.nan, np.inf, -np.inf
-  ds = phantoms.dataset(stored, "MR", PixelRepresentation=None, BitsStored=None, HighBit=None)
+  tags = {"PixelRepresentation": None, "BitsStored": None, "HighBit": None}
+  kind = "MONOCHROME1" if inverted else "MONOCHROME2"
+  ds = phantoms.dataset(stored, "MR", PhotometricInterpretation=kind, **tags)
   del ds.PixelData
   ds.FloatPixelData = stored.tobytes()
   volume = dicom.read_dicom(phantoms.save(tmp_path / "x.dcm", ds))
-  np.testing.assert_array_equal(slices(volume)[0, 1:], stored[1:])
-  assert (slices(volume)[0, 0, :3] == stored[np.isfinite(stored)].min()).all()
+  expected = np.float32(2**32 - 1 - stored.astype(np.float64)) if inverted else stored
+  np.testing.assert_array_equal(slices(volume)[0, 1:], expected[1:])
+  assert (slices(volume)[0, 0, :3] == expected[np.isfinite(expected)].min()).all()
   assert "no finite numbers" in volume.notes[0]
 
 

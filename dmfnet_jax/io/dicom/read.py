@@ -115,13 +115,13 @@ def read_dicom(path: paths.PathLike) -> Volume:
 def _list_files(place: Any) -> list[Any]:
   try:
     files = paths.list_files(place) if place.is_dir() else [place]
-    inside = not files and any(entry.is_dir() for entry in place.iterdir())
+    if files:
+      return files
+    inside = any(entry.is_dir() for entry in place.iterdir())
   except OSError as error:
     raise UserError(f"{place}: cannot read: {paths.reason(error)}") from None
-  if not files:
-    hint = ": name the subfolder of one series" if inside else ""
-    raise UserError(f"{place}: holds no files{hint}")
-  return files
+  hint = ": name the subfolder of one series" if inside else ""
+  raise UserError(f"{place}: holds no files{hint}")
 
 
 def _read_headers(files: list[Any], skipped: _Skipped) -> list[Frame]:
@@ -309,8 +309,8 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
 
 
 def _common_window(frames: list[Frame], notes: list[str]) -> Window | None:
-  given = [frame.meaning.window for frame in frames]
-  windows = [window for window in given if window is not None and np.isfinite(window).all()]
+  given = [frame.meaning.window for frame in frames if frame.meaning.window]
+  windows = [window for window in given if np.isfinite(window).all()]
   if not windows:
     return None
   if len(set(windows)) > 1:

@@ -92,14 +92,14 @@ class Meaning:
         raise BadFileError(f"the lookup table is broken ({type(error).__name__})") from None
     else:
       values = stored.astype(np.float64) * self.linear[0] + self.linear[1]
+    if self.pivot is not None:
+      values = self.pivot - values
     finite = np.isfinite(values)
     if not finite.any():
       raise BadFileError("holds no finite number")
     if not finite.all():  # float pixel data
       self.notes.append("values that are no finite numbers: set to the lowest of their slice")
       values = np.where(finite, values, values[finite].min())
-    if self.pivot is not None:
-      values = self.pivot - values
     # Where there is no image: outside the round field of view of a CT, for example.
     pad, limit = tags.number("PixelPaddingValue"), tags.number("PixelPaddingRangeLimit")
     if pad is not None:
