@@ -56,14 +56,9 @@ def gaussian(width: int) -> np.ndarray:
 
 
 def halve(image: Array, window: np.ndarray) -> Array:
-  """Smooths with a separable window and keeps every second row and column.
+  """Smooths with a window, weights [N] along either axis, and keeps every second row and column.
 
-  Args:
-    image: [..., H, W].
-    window: weights [N] along either axis.
-
-  Returns:
-    [..., (H - N) // 2 + 1, (W - N) // 2 + 1]: only whole windows count.
+  [..., H, W] to [..., (H - N) // 2 + 1, (W - N) // 2 + 1]: only whole windows count.
   """
   for axis in (-2, -1):
     image = apart(functools.partial(_weighted_sum, window=window, axis=axis, stride=2), image)

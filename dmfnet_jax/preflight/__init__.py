@@ -29,11 +29,7 @@ _GUESSES = 4  # so many times the next one is where memory should be full; then 
 
 
 def preflight(
-  config: ml_collections.ConfigDict,
-  topology: str,
-  *,
-  num_slices: int = 1,
-  find_batch: bool = False,
+  config: ml_collections.ConfigDict, topology: str, *, num_slices: int = 1, find_batch: bool = False
 ) -> int:
   """Prints what a config's train step takes on each chip of a slice.
 
@@ -104,14 +100,8 @@ def _start(config: ml_collections.ConfigDict, earlier: int) -> tuple[Mapping[str
   if config.start:
     before = parse_config(["--config", config.start])
   else:
-    before = ml_collections.ConfigDict(
-      {
-        **run_defaults(),
-        **methods.get(config.method).defaults(earlier),
-        "method": config.method,
-        "stage": earlier,
-      }
-    )
+    fields = run_defaults() | methods.get(config.method).defaults(earlier)
+    before = ml_collections.ConfigDict({**fields, "method": config.method, "stage": earlier})
   run = _described(before)
   params = jax.eval_shape(run.stage.init, gaussian.make_key(0))
   return run.config.to_dict(), join(run.frozen, params)
@@ -164,26 +154,21 @@ def _describe(cost: StepCost, chip: Chip) -> str:
   limit = f"{chip.hbm_gib:g} GiB"
   if cost.limit_gib is not None:
     limit += f", of which a program may have {cost.limit_gib:.2f}"
-  lines = [("memory", f"{_total(cost)} of {limit}: {_verdict(cost)}")]
+  lines = {"memory": f"{_total(cost)} of {limit}: {_verdict(cost)}"}
   if cost.fits:
     counts = ", ".join(f"{n} {kind}" for kind, n in sorted(cost.collectives.items())) or "none"
     arithmetic = cost.flops / (chip.peak_tflops * 1e12)
     traffic = cost.bytes_accessed / (chip.bandwidth_gbs * 1e9)
-    lines += [
-      ("  arguments", f"{cost.arguments_gib:.2f} GiB (state and batch)"),
-      ("  temporaries", f"{cost.temporaries_gib:.2f} GiB"),
-      ("  output", f"{cost.output_gib:.2f} GiB beside the donated state"),
-      ("FLOPs a step", f"{cost.flops / 1e12:.3f} TFLOP a chip"),
-      (
-        "collectives",
-        f"{counts}; {cost.collective_bytes / 1e6:.2f} MB (gradient: "
-        f"{cost.gradient_bytes / 1e6:.2f} MB)",
-      ),
-      (
-        "step, ESTIMATE",
-        f"at least {1e3 * max(arithmetic, traffic):.0f} ms (arithmetic {1e3 * arithmetic:.0f} ms "
-        f"at the bfloat16 peak, memory traffic {1e3 * traffic:.0f} ms); nothing was run",
-      ),
-    ]
-  lines.append(("compile time", f"{cost.compile_seconds:.0f} s"))
-  return "\n".join(f"  {name:<15} {text}" for name, text in lines)
+    lines |= {
+      "  arguments": f"{cost.arguments_gib:.2f} GiB (state and batch)",
+      "  temporaries": f"{cost.temporaries_gib:.2f} GiB",
+      "  output": f"{cost.output_gib:.2f} GiB beside the donated state",
+      "FLOPs a step": f"{cost.flops / 1e12:.3f} TFLOP a chip",
+      "collectives": f"{counts}; {cost.collective_bytes / 1e6:.2f} MB (gradient: "
+      f"{cost.gradient_bytes / 1e6:.2f} MB)",
+      "step, ESTIMATE": f"at least {1e3 * max(arithmetic, traffic):.0f} ms (arithmetic "
+      f"{1e3 * arithmetic:.0f} ms at the bfloat16 peak, memory traffic {1e3 * traffic:.0f} ms); "
+      "nothing was run",
+    }
+  lines["compile time"] = f"{cost.compile_seconds:.0f} s"
+  return "\n".join(f"  {name:<15} {text}" for name, text in lines.items())

@@ -17,19 +17,12 @@ from dmfnet_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """A kind of TPU chip.
-
-  Attributes:
-    hbm_gib: memory, GiB.
-    peak_tflops: bfloat16 arithmetic, 1e12 operations a second.
-    bandwidth_gbs: of the memory, 1e9 bytes a second.
-    options: what libtpu must be told to have one device a chip, where a chip has two cores.
-  """
+  """A kind of TPU chip."""
 
   hbm_gib: float
-  peak_tflops: float
-  bandwidth_gbs: float
-  options: dict[str, Any]
+  peak_tflops: float  # bfloat16 arithmetic, 1e12 operations a second
+  bandwidth_gbs: float  # of the memory, 1e9 bytes a second
+  options: dict[str, Any]  # makes libtpu have one device a chip, where a chip has two cores
 
 
 CHIPS = {
@@ -52,11 +45,7 @@ def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
 
 
 def describe_devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
-  """Returns the devices of a slice, one a chip, to compile for.
-
-  Args:
-    topology: such as "v5e:16x16".
-    num_slices: how many such slices, connected by the data-centre network.
+  """Returns the devices, one a chip, of slices that the data-centre network connects.
 
   Raises:
     UserError: libtpu is not installed, or there is no such topology.

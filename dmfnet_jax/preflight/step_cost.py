@@ -21,34 +21,19 @@ _GIB = 2**30
 
 
 class StepCost(NamedTuple):
-  """What one train step costs one chip.
+  """What one train step costs one chip."""
 
-  Attributes:
-    fits: whether the compiler could place it in the chip's memory.
-    arguments_gib: state and batch. The new state takes the old one's place: the step donates it.
-    temporaries_gib: activations and what else lives during the step only.
-    output_gib: what is returned in memory of its own.
-    total_gib: all of these, and the program; where it does not fit, what the compiler says.
-    limit_gib: what the compiler lets a program have, where it says.
-    flops: operations.
-    bytes_accessed: bytes that go to and from memory, as the compiler counts them.
-    collectives: number of communications by kind.
-    collective_bytes: bytes that they work on, together.
-    gradient_bytes: bytes of the trained parameters.
-    compile_seconds: how long it took.
-  """
-
-  fits: bool
-  arguments_gib: float = 0.0
-  temporaries_gib: float = 0.0
-  output_gib: float = 0.0
-  total_gib: float = 0.0
-  limit_gib: float | None = None
+  fits: bool  # whether the compiler could place it in the chip's memory
+  arguments_gib: float = 0.0  # state and batch; the new state takes the old one's place
+  temporaries_gib: float = 0.0  # activations and what else lives during the step only
+  output_gib: float = 0.0  # what is returned in memory of its own
+  total_gib: float = 0.0  # all of these and the program; what the compiler says if it does not fit
+  limit_gib: float | None = None  # what the compiler lets a program have, where it says
   flops: float = 0.0
-  bytes_accessed: float = 0.0
-  collectives: Mapping[str, int] = types.MappingProxyType({})
-  collective_bytes: int = 0
-  gradient_bytes: int = 0
+  bytes_accessed: float = 0.0  # to and from memory, as the compiler counts them
+  collectives: Mapping[str, int] = types.MappingProxyType({})  # number by kind
+  collective_bytes: int = 0  # that they work on, together
+  gradient_bytes: int = 0  # of the trained parameters
   compile_seconds: float = 0.0
 
 

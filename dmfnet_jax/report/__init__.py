@@ -48,10 +48,14 @@ def write_report(
 
     page = run.run_page(sources[0], title=title)
   else:
-    from dmfnet_jax.fusing.evaluate import measure
+    from dmfnet_jax.fusing.evaluate import match_folders, measure
     from dmfnet_jax.report import pairs
 
-    triples, failures = pairs.collect(*sources)
+    files = tuple(map(paths.as_path, sources))
+    if all(path.is_file() for path in files):
+      triples = {paths.file_stem(files[2]): files}
+    else:
+      triples, failures = match_folders(*sources)
     values, failed = measure(triples)
     failures |= failed
     title = title or f"Fused: {sources[2]}"

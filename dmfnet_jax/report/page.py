@@ -103,12 +103,9 @@ def webp(image: np.ndarray, *, lossless: bool = False, quality: int = 85) -> str
 
 def shrink(image: np.ndarray, longest: int) -> np.ndarray:
   """Returns a uint8 picture whose longer side is at most `longest`, by area averaging."""
-  height, width = image.shape[:2]
-  scale = longest / max(height, width)
-  if scale >= 1:
-    return image
-  size = (max(1, round(width * scale)), max(1, round(height * scale)))
-  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+  picture = Image.fromarray(image)
+  picture.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
+  return np.asarray(picture)
 
 
 def _asset(name: str) -> str:

@@ -3,12 +3,12 @@
 import concurrent.futures
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dmfnet_jax.fusing import evaluate
-from dmfnet_jax.io import paths, pictures
+from dmfnet_jax.io import pictures
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, scores
 from dmfnet_jax.report.page import document, number, shrink, text, webp
@@ -224,18 +224,3 @@ def _value(value: float) -> str:
 
 def _pairs(count: int) -> str:
   return f"{count} pair" + ("" if count == 1 else "s")
-
-
-def collect(a: Any, b: Any, fused: Any) -> tuple[dict[str, evaluate.Triple], dict[str, str]]:
-  """Finds the pictures that belong together: three folders by file stem, or three files.
-
-  Returns:
-    stem -> paths, and what has no partner with the reason.
-
-  Raises:
-    UserError: see `evaluate.match_folders`.
-  """
-  triple = paths.as_path(a), paths.as_path(b), paths.as_path(fused)
-  if all(path.is_file() for path in triple):
-    return {paths.file_stem(triple[2]): triple}, {}
-  return evaluate.match_folders(a, b, fused)

@@ -40,12 +40,9 @@ class Spread(NamedTuple):
 class Score(NamedTuple):
   """Where one pair stands.
 
-  Attributes:
-    stem: the pair's name.
-    score: the mean of its distances over the metrics of which higher is better; 0 where there are
-      none.
-    distances: for every metric the distance from the mean in standard deviations, its sign such
-      that minus is always worse; NaN where the value or the deviation says nothing.
+  The distances are from each metric's mean in standard deviations, their signs such that minus is
+  always worse; NaN where the value or the deviation says nothing. The score is their mean over the
+  metrics of which higher is better; 0 where there are none.
   """
 
   stem: str

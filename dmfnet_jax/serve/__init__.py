@@ -80,13 +80,9 @@ def serve(
 
 
 def launch(page: Any, folder: str, *, host: str, port: int) -> str:
-  """Starts to serve a page, in threads of its own; `page.close()` ends it.
+  """Starts to serve a page of `build_page`, in threads of its own; `page.close()` ends it.
 
-  Args:
-    page: from `build_page`.
-    folder: Gradio's temporary folder; no other is served or written to.
-    host: as `serve`.
-    port: as `serve`.
+  `folder` is Gradio's temporary one: no other is served or written to. Host and port are `serve`'s.
 
   Returns:
     The page's address.

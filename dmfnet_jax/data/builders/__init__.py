@@ -28,11 +28,7 @@ _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared datase
 SPLITS = ("train", "validation", "test")
 
 # Name -> builder class, in the module `dmfnet_jax.data.builders.NAME`.
-BUILDERS = {
-  "harvard_mmif": "HarvardMmif",
-  "mni_pairs": "MniPairs",
-  "paired_folder": "PairedFolder",
-}
+BUILDERS = {"harvard_mmif": "HarvardMmif", "mni_pairs": "MniPairs", "paired_folder": "PairedFolder"}
 
 
 def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):

@@ -45,13 +45,8 @@ TEST_STEMS = {
   "SPECT": frozenset({"4011", "18017", "22010", "29013"}),
 }
 
-_SPLIT_FOLDERS = {
-  "train": "train",
-  "val": "validation",
-  "validation": "validation",
-  "reference": "test",
-  "test": "test",
-}
+_SPLIT_FOLDERS = {split: split for split in builders.SPLITS}
+_SPLIT_FOLDERS |= {"val": "validation", "reference": "test"}
 _LAYOUTS = (
   "{train,val,reference}/{ct,pet,spect}/{mri,other} or "
   "CT-MRI/{CT,MRI}, PET-MRI/{PET,MRI}, SPECT-MRI/{SPECT,MRI}"
@@ -122,9 +117,10 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
         if (modality, stem) in pairs:
           continue
         case = _case(stem, a_path)
-        pairs[modality, stem] = Pair(
-          split or _split_by_lists(modality, case, stem), modality, case, stem, a_path, b_path
-        )
+        listed = "validation" if case in VALIDATION_CASES else "train"
+        if stem in TEST_STEMS[modality]:
+          listed = "test"
+        pairs[modality, stem] = Pair(split or listed, modality, case, stem, a_path, b_path)
   if not pairs:
     raise UserError(f"no pairs under {manual_dir}; expected {_LAYOUTS}")
   order = builders.SPLITS.index
@@ -166,9 +162,3 @@ def _case(stem: str, path: Path) -> int:
   if not match:
     raise UserError(f"{path}: the name must be a case number and a three-digit slice, as in 28005")
   return int(match[1])
-
-
-def _split_by_lists(modality: str, case: int, stem: str) -> str:
-  if stem in TEST_STEMS[modality]:
-    return "test"
-  return "validation" if case in VALIDATION_CASES else "train"

@@ -20,48 +20,28 @@ FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 
 
 class Region(NamedTuple):
-  """A smooth departure from the mean uptake of grey matter, mirrored left and right.
+  """A smooth departure from the mean uptake of grey matter, mirrored left and right."""
 
-  Attributes:
-    centre: MNI coordinates (|x|, y, z) in mm.
-    radius: Standard deviation of the Gaussian in mm.
-    gain: Relative change at the centre: 0.2 is 20 % more.
-  """
-
-  centre: tuple[float, float, float]
-  radius: float
-  gain: float
+  centre: tuple[float, float, float]  # MNI coordinates (|x|, y, z) in mm
+  radius: float  # standard deviation of the Gaussian in mm
+  gain: float  # relative change at the centre: 0.2 is 20 % more
 
 
 @dataclasses.dataclass(frozen=True)
 class Tracer:
-  """What a tracer does in the head and what its scanner makes of it.
+  """What a tracer does in the head and what its scanner makes of it."""
 
-  Attributes:
-    grey: Activity of grey matter, the unit of the others.
-    white: Activity of white matter.
-    csf: Activity of cerebrospinal fluid.
-    scalp: Activity of the scalp.
-    regions: Departures of single regions.
-    variation: Standard deviation of the random smooth variation between subjects.
-    system_fwhm: The scanner's resolution in mm.
-    filter_fwhm: The smoothing filter applied to the reconstructed picture, in mm.
-    counts: Effective counts in a pixel of grey matter before the filter: sets the noise.
-    display_top: Activity shown with the last colour.
-    colours: Knots of the colour map, (position in [0, 1], red, green, blue).
-  """
-
-  grey: float
+  grey: float  # activity, the unit of the others
   white: float
   csf: float
   scalp: float
   regions: tuple[Region, ...]
-  variation: float
-  system_fwhm: float
-  filter_fwhm: float
-  counts: float
-  display_top: float
-  colours: tuple[tuple[float, int, int, int], ...]
+  variation: float  # standard deviation of the random smooth variation between subjects
+  system_fwhm: float  # the scanner's resolution in mm
+  filter_fwhm: float  # the smoothing filter applied to the reconstructed picture, in mm
+  counts: float  # effective, in a pixel of grey matter before the filter: sets the noise
+  display_top: float  # activity shown with the last colour
+  colours: tuple[tuple[float, int, int, int], ...]  # knots as of `colour_table`
 
   @property
   def fwhm(self) -> float:

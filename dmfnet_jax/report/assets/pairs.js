@@ -31,8 +31,7 @@ function checkerboard(source, fused) {
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i += 4) {
       const odd = (Math.floor(x / square) + Math.floor(y / square)) % 2;
-      const from = odd ? fused.data : source.data;
-      for (let c = 0; c < 4; c++) out.data[i + c] = from[i + c];
+      out.data.set((odd ? fused : source).data.subarray(i, i + 4), i);
     }
   }
   return out;
@@ -47,10 +46,7 @@ function difference(a, b, fused, reference, gain) {
     const v = Math.min(1, Math.abs(d) / 255);
     // Black where equal, orange where brighter, blue where darker.
     const [red, green, blue] = d > 0 ? [255, 150, 40] : [70, 170, 255];
-    out.data[i] = red * v;
-    out.data[i + 1] = green * v;
-    out.data[i + 2] = blue * v;
-    out.data[i + 3] = 255;
+    out.data.set([red * v, green * v, blue * v, 255], i);
   }
   return out;
 }

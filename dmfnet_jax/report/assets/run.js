@@ -5,13 +5,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const format = (value) =>
   value === 0 || (Math.abs(value) >= 0.01 && Math.abs(value) < 1e5) ? value.toFixed(4) : value.toExponential(3);
 
-function nearest(points, step) {
-  let best = points[0];
-  for (const point of points) {
-    if (Math.abs(point[0] - step) < Math.abs(best[0] - step)) best = point;
-  }
-  return best;
-}
+const nearest = (points, step) =>
+  points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best));
 
 for (const figure of document.querySelectorAll(".charts figure")) {
   const svg = figure.querySelector("svg");
