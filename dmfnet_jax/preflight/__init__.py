@@ -142,7 +142,7 @@ def _find_batch(
 
 
 def _total(cost: StepCost) -> str:
-  """The memory; the compiler does not always say how much it lacks."""
+  # The compiler does not always say how much it lacks.
   return f"{cost.total_gib:.2f} GiB" if math.isfinite(cost.total_gib) else "more than there is"
 
 

@@ -16,10 +16,7 @@ def write_report(
   title: str | None = None,
   max_pictures: int = MAX_PICTURES,
 ) -> int:
-  """Writes the report of fused pictures or of a training run.
-
-  The page is one file that needs nothing else: style, scripts and pictures are inside it, and it
-  forbids the browser to load anything from elsewhere.
+  """Writes the report of fused pictures or of a training run: one file that needs nothing else.
 
   Args:
     sources: either A, B and FUSED (three folders whose pictures share their stems, or three files),

@@ -128,13 +128,12 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 def _log_ticks(low: float, high: float) -> dict[float, str]:
   """Decades within a range of exponents, and 2 and 5 between them where decades are few."""
   digits = (1,) if high - low > 4 else (1, 2, 5) if high - low > 1 else (1, 2, 3, 5, 7)
-  ticks = {}
-  for power in range(math.floor(low), math.ceil(high)):
-    for digit in digits:
-      exponent = power + math.log10(digit)
-      if low <= exponent <= high:
-        ticks[exponent] = _short(digit * 10.0**power)
-  return ticks
+  ticks = {
+    power + math.log10(digit): _short(digit * 10.0**power)
+    for power in range(math.floor(low), math.ceil(high))
+    for digit in digits
+  }
+  return {exponent: label for exponent, label in ticks.items() if low <= exponent <= high}
 
 
 def _short(value: float) -> str:

@@ -39,14 +39,9 @@ def pairs_page(
   title: str,
   max_pictures: int,
 ) -> str:
-  """Returns the report of measured pairs as one HTML page.
+  """Returns the report of measured pairs as one HTML page; see `evaluate.measure`.
 
-  Args:
-    triples: stem -> the paths of A, B and the fused picture.
-    values: of every pair that could be measured.
-    failures: stem or file -> why it could not be measured.
-    title: plain text.
-    max_pictures: see `write_report`.
+  The title is plain text; for `max_pictures` see `write_report`.
   """
   ordered = scores.worst_first(values)
   known = scores.spreads(values)

@@ -78,8 +78,8 @@ def read_metrics(folder: Any) -> Series:
   """
   series: Series = {}
   path = folder / "metrics.jsonl"
-  text = paths.read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
-  for line in text.splitlines():
+  logged = paths.read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
+  for line in logged.splitlines():
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       record = json.loads(line)
       step = float(record.pop("step"))
@@ -139,9 +139,8 @@ def _charts(series: Series) -> Iterator[str]:
     svg = charts.curves(present, f"{title} over the training step", from_zero=name in _FROM_ZERO)
     if not svg:
       continue
-    legend = ""
-    if len(present) > 1 or "validation" in present:
-      legend = "".join(f'<span class="s{i}">{kind}</span>' for i, kind in enumerate(present))
+    kinds = present if "validation" in present else ()
+    legend = "".join(f'<span class="s{i}">{kind}</span>' for i, kind in enumerate(kinds))
     yield f'<figure data-name="{text(name)}"><figcaption><b>{text(title)}</b>{legend}</figcaption>'
     yield f"{svg}<output></output></figure>\n"
   yield "</div></section>\n"
@@ -163,9 +162,8 @@ def _samples(folder: Any) -> Iterator[str]:
   yield "<p>The same validation pictures throughout the run."
   if len(chosen) < len(steps):
     yield f" {len(chosen)} of {len(steps)} pictures, evenly spread."
-  last = len(chosen) - 1
   yield "</p>\n"
-  if last:
+  if last := len(chosen) - 1:
     yield '<p class="js"><label>Step <input id="step" type="range" min="0" '
     yield f'max="{last}" value="{last}" step="1"></label> <output></output></p>\n'
   for step in chosen:
@@ -195,9 +193,7 @@ def _parameters(folder: Any) -> Iterator[str]:
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
   """Averages runs of neighbouring points, so that no more than `_MAX_POINTS` are left."""
-  size = -(-len(points) // _MAX_POINTS)
-  if size <= 1:
-    return list(points)
+  size = max(1, -(-len(points) // _MAX_POINTS))
   groups = [points[start : start + size] for start in range(0, len(points), size)]
   # The mean of the values stands at the last of their steps, as the log's own means do.
   return [(group[-1][0], math.fsum(value for _, value in group) / len(group)) for group in groups]

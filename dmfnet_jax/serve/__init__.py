@@ -14,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,13 @@ _HEADERS = (
 )
 
 
-def serve(
-  model_spec: str, *, host: str = "127.0.0.1", port: int = 7860, plugins: Sequence[str] = ()
-) -> None:
+def serve(model_spec: str, *, host: str = "127.0.0.1", port: int = 7860) -> None:
   """Serves the page until Ctrl-C.
 
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
     host: the address to listen on; "0.0.0.0" lets everyone in who can reach this machine.
     port: where; 0 takes the first free one from 7860 on.
-    plugins: see `load_model`.
 
   Raises:
     UserError: Gradio is not installed, an unknown model, or the port is taken.
@@ -59,7 +55,7 @@ def serve(
 
     from dmfnet_jax.inference.model import load_model
 
-    model = load_model(model_spec, plugins=plugins)
+    model = load_model(model_spec)
     page = build_page(model, _sample_pairs(), title=f"the model {Path(model_spec).name}")
     url = launch(page, folder, host=host, port=port)
     print(f"dmfnet: open {url} in a browser; Ctrl-C ends", file=sys.stderr, flush=True)

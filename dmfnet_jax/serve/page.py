@@ -27,15 +27,12 @@ Sources = tuple[np.ndarray, np.ndarray]
 
 
 def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any:
-  """Builds the page.
+  """Builds the page: a `gradio.Blocks`, to be given to `launch`.
 
   Args:
     model: has `fuse` as `Model`.
     samples: pairs to pick by their name: A, uint8 [H, W], and B, uint8 [H, W] or [H, W, 3].
     title: what is said about the model, plain text.
-
-  Returns:
-    A `gradio.Blocks`, to be given to `launch`.
   """
   import gradio
 
@@ -121,12 +118,8 @@ def choose_pair(
 ) -> tuple[np.ndarray, np.ndarray, str]:
   """Returns A and B as they are chosen on the page, as `samples` of `build_page`, and their name.
 
-  Args:
-    samples: the pairs to pick.
-    choice: one of their names, or `your own files`: then `file_a` and `file_b` are the uploads.
-    file_a: a path.
-    file_b: a path.
-    lut: colours for a B that is grey, one of `scaling.LUT_NAMES`, or "grey".
+  The choice is one of the samples, or "your own files": then `file_a` and `file_b` are the uploads'
+  paths. The colours `lut`, for a B that is grey, are one of `scaling.LUT_NAMES`, or "grey".
 
   Raises:
     UserError: nothing is uploaded, or it cannot be used.

@@ -45,7 +45,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     **options: Arguments of the builder's class.
 
   Returns:
-    A dict from split name to its number of examples.
+    Each split's number of examples.
 
   Raises:
     UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.

@@ -60,13 +60,9 @@ class Pair(NamedTuple):
   modality: str
   case: int
   stem: str
+  name: str  # unique in the dataset: the same stem occurs with several modalities
   a: Path
   b: Path
-
-  @property
-  def name(self) -> str:
-    """Unique in the dataset: the same stem occurs with several modalities."""
-    return f"{self.modality.lower()}_{self.stem}"
 
 
 class HarvardMmif(tfds.core.GeneratorBasedBuilder):
@@ -120,7 +116,8 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
         listed = "validation" if case in VALIDATION_CASES else "train"
         if stem in TEST_STEMS[modality]:
           listed = "test"
-        pairs[modality, stem] = Pair(split or listed, modality, case, stem, a_path, b_path)
+        name = f"{modality.lower()}_{stem}"
+        pairs[modality, stem] = Pair(split or listed, modality, case, stem, name, a_path, b_path)
   if not pairs:
     raise UserError(f"no pairs under {manual_dir}; expected {_LAYOUTS}")
   order = builders.SPLITS.index

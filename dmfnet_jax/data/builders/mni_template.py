@@ -57,12 +57,10 @@ _CT_HALF_DEPTH = 5  # mm, of the slab that makes one CT slice
 
 
 class _Template(NamedTuple):
-  """The three volumes, uint8 [197, 233, 189], and the T1 values shown black and white."""
-
-  t1: np.ndarray
+  t1: np.ndarray  # uint8 [197, 233, 189], as the two maps
   grey: np.ndarray
   white: np.ndarray
-  black_level: float
+  black_level: float  # the T1 value that is shown black
   white_level: float
 
 
@@ -189,10 +187,9 @@ def _template() -> _Template:
     raise UserError("the MNI pairs need nilearn, which holds the template: pip install nilearn")
   import nibabel
 
-  folder = Path(spec.origin).parent / "datasets" / "data"
   volumes = []
   for kind in ("t1", "gm", "wm"):
-    path = folder / _FILES.format(kind)
+    path = Path(spec.origin).parent / "datasets" / "data" / _FILES.format(kind)
     try:
       image: Any = nibabel.load(path)
       volume = np.asarray(image.dataobj)
@@ -215,8 +212,7 @@ def _template() -> _Template:
 def _tissues() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Sharpened fractions of grey matter, white matter and CSF, float32 [197, 233, 189] each."""
   template = _template()
-  grey = template.grey / np.float32(255)
-  white = template.white / np.float32(255)
+  grey, white = template.grey / np.float32(255), template.white / np.float32(255)
   csf = np.maximum(1 - grey - white, 0)
   grey, white, csf = grey * grey * grey, white * white * white, csf * csf * csf
   scale = (template.t1 > 0) / (grey + white + csf)

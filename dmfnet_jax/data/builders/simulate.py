@@ -134,13 +134,8 @@ SPECT = Tracer(
 def through_plane(slab: np.ndarray, fwhm: float) -> np.ndarray:
   """Weighs the planes of a slab with a normalised Gaussian: the resolution across the slice.
 
-  Args:
-    slab: `[D, ...]`, D odd, planes 1 mm apart. To reach 1.2 times `fwhm` to either side is enough:
-      the weights left out are under 1 %.
-    fwhm: In mm.
-
-  Returns:
-    `[...]`, the middle plane as the scanner sees it.
+  `[D, ...]`, D odd and planes 1 mm apart, to `[...]`, the middle plane as the scanner sees it. To
+  reach 1.2 times `fwhm` (mm) to either side is enough: the weights left out are under 1 %.
   """
   offsets = np.arange(slab.shape[0]) - slab.shape[0] // 2
   weights = np.exp(-0.5 * (offsets * FWHM_PER_SIGMA / fwhm) ** 2)
