@@ -30,13 +30,8 @@ def apart(function: Callable, image: Array, *args):
 
   Otherwise a filter's every tap would compute again what the filter before it computed: 180 ms
   instead of 73 ms for `local_moments` with a 7 x 7 window. The compiler does not look into the
-  branches of a condition that it cannot decide; here, that the image does not begin with NaN. Where
-  it does, the result is all NaN.
-
-  Args:
-    function: of arrays, to arrays of float32.
-    image: [..., H, W].
-    *args: further arrays.
+  branches of a condition that it cannot decide; here, that the image [..., H, W] does not begin
+  with NaN. Where it does, the result is all NaN. The function's results are arrays of float32.
   """
 
   def not_a_number(*args):

@@ -292,12 +292,7 @@ def average_gradient(fused: Array) -> Array:
 
 
 def compute_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, Array]:
-  """All twelve in one compiled program, which shares what several of them need.
-
-  Args:
-    a: First sources (MRI), grey [B, H, W] in 0..255, uint8 or float.
-    b: Second sources, the same shape.
-    fused: Fused pictures, the same shape.
+  """All twelve of pictures [B, H, W] in one compiled program, which shares what several need.
 
   Returns:
     A dict from each of `METRIC_NAMES`, in that order, to [B] float32.

@@ -11,11 +11,9 @@ from dmfnet_jax.io.pictures import to_float
 
 
 class DecodedPairs:
-  """Random access to {"a", "b": uint8 [H, W], "record": position, "name"}, with a bounded cache.
+  """Random access to {"a", "b": uint8 [H, W], "record": position, "name"} of a builder's examples.
 
-  Args:
-    source: The examples, as a builder yields them.
-    cache_bytes: How much of what was read to keep; 0 keeps nothing.
+  The first `cache_bytes` that were read are kept in memory.
   """
 
   def __init__(self, source: Sequence[dict[str, Any]], cache_bytes: int):

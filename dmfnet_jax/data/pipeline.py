@@ -95,16 +95,11 @@ class TrainBatches(Iterator[Batch]):
   """An endless iterator over this process's share of the global batches; see `make_train_dataset`.
 
   Its state is the same on every process and does not depend on how many there are.
-
-  Args:
-    batches: This process's, from the first on.
-    identity: What, besides the position, says which stream this is.
-    num_workers: Worker processes.
   """
 
   def __init__(self, batches: grain.MapDataset, identity: dict[str, Any], num_workers: int):
-    self._batches = batches
-    self._identity = identity
+    self._batches = batches  # this process's, from the first on
+    self._identity = identity  # what, besides the position, says which stream this is
     self._num_workers = num_workers
     self._next_batch = 0
     # None or one Grain iterator. Closed also when the program ends without `close`: later, Grain's

@@ -38,12 +38,9 @@ class StepCost(NamedTuple):
 
 
 def compile_step(run: Setup, devices: Sequence[jax.Device], batch_per_chip: int) -> StepCost:
-  """Compiles the train step that `dmfnet train` runs.
+  """Compiles the train step that `dmfnet train` runs, for described devices, one a chip.
 
-  Args:
-    run: what is trained; of the networks that it keeps the shapes are enough.
-    devices: described devices, one per chip.
-    batch_per_chip: pairs on each.
+  Of the networks that the run keeps the shapes are enough.
   """
   count = len(devices)
   state = jax.eval_shape(functools.partial(setup.init_state, run._replace(frozen={})))

@@ -83,13 +83,7 @@ def finite(node: Any) -> Any:
 
 
 def data_uri(image: np.ndarray, kind: str, **options: Any) -> str:
-  """Returns a uint8 picture, [H, W] or [H, W, 3], as a data URI.
-
-  Args:
-    image: the picture.
-    kind: of file, such as "webp".
-    **options: Pillow's, for this kind.
-  """
+  """A picture, uint8 [H, W] or [H, W, 3], as a data URI; options are Pillow's for this kind."""
   encoded = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(image)).save(encoded, kind, **options)
   return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -38,9 +38,7 @@ Series = dict[str, list[tuple[float, float]]]
 def run_page(workdir: paths.PathLike, *, title: str | None) -> str:
   """Returns the report of a training run as one HTML page; a run under way is only read.
 
-  Args:
-    workdir: the folder that `train_and_evaluate` wrote.
-    title: plain text; by default made from the folder's name.
+  The title is plain text, by default made from the folder's name.
 
   Raises:
     UserError: there is no such run, or it has logged nothing yet.

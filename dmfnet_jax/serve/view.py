@@ -60,12 +60,8 @@ def result(
 ) -> str:
   """The fused picture beside its sources, with a slider that blends it into either.
 
-  Args:
-    a: uint8 [H, W].
-    b: uint8 [H, W] or [H, W, 3].
-    fused: as b.
-    name: of the pair, plain text; the downloads are named after it.
-    deviation: a picture of the deviation over the noise draws.
+  All are uint8, A [H, W], the others [H, W] or [H, W, 3]; `deviation` is a picture of the deviation
+  over the noise draws. The downloads are named after the pair's name, plain text.
   """
   uri_a, uri_b, uri_fused = _png(a), _png(b), _png(fused)
   parts = [

@@ -32,7 +32,7 @@ BUILDERS = {"harvard_mmif": "HarvardMmif", "mni_pairs": "MniPairs", "paired_fold
 
 
 def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):
-  """Writes a dataset under `data_dir/name/VERSION` and prints how many examples each split has.
+  """Writes a dataset under `data_dir/name/VERSION`; prints and returns its splits' lengths.
 
   The files are written into a folder named `incomplete.*`, which is renamed when everything is
   there: an interrupted preparation leaves nothing that could be taken for a prepared dataset. A
@@ -43,9 +43,6 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     data_dir: Root of the prepared datasets; made if missing.
     manual_dir: Folder with the user's own pictures, for the builders that need one.
     **options: Arguments of the builder's class.
-
-  Returns:
-    Each split's number of examples.
 
   Raises:
     UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.
@@ -153,10 +150,7 @@ def pair_features():
 
 
 def match_stems(a_dir: Path, b_dir: Path) -> dict[str, tuple[Path, Path]]:
-  """Pairs the pictures of two folders by file stem.
-
-  Returns:
-    A dict from stem to (A's path, B's path), sorted by stem.
+  """Pairs the pictures of two folders: a dict from stem to (A's path, B's path), sorted by stem.
 
   Raises:
     UserError: A folder is missing, or a picture has no partner.

@@ -30,7 +30,6 @@ class PairedFolder(tfds.core.GeneratorBasedBuilder):
     a_dir: Folder of the A pictures; only together with `b_dir`, and then instead of `manual_dir`.
     b_dir: Folder of the B pictures.
     modality: What every example's "modality" says.
-    **kwargs: TFDS's own.
 
   Raises:
     UserError: Only one of the two folders is given.

@@ -171,10 +171,8 @@ def regional_gain(regions: Sequence[Region], coordinates: np.ndarray) -> np.ndar
 def activity(tracer: Tracer, tissue: np.ndarray, gain: np.ndarray | float = 1.0) -> np.ndarray:
   """True activity `[...]` before the scanner, in units of `tracer.grey`.
 
-  Args:
-    tracer: The tracer.
-    tissue: `[3, ...]`, fractions of grey matter, white matter and CSF.
-    gain: Relative uptake of grey and white matter.
+  `tissue` is `[3, ...]`, fractions of grey matter, white matter and CSF; `gain` the relative uptake
+  of the first two.
   """
   grey, white, csf = tissue
   return gain * (tracer.grey * grey + tracer.white * white) + tracer.csf * csf
