@@ -33,7 +33,7 @@ PROGRAM = """
 
   data_dir, stage1, out = sys.argv[1:]
   print(jax.device_count(), "devices")
-  for config in (tiny.config(1, data_dir), tiny.config(2, data_dir, stage1=stage1)):
+  for config in (tiny.config(1, data_dir), tiny.config(2, data_dir, start=stage1)):
     state = train_and_evaluate(config, f"{out}/stage{config.stage}")
     np.savez(f"{out}/stage{config.stage}.npz", **tiny.leaves(state.params))
   assert "tensorflow" not in sys.modules
@@ -44,10 +44,10 @@ PROGRAM = """
 def four_devices(data_dir, stage1_run, tmp_path_factory) -> Path:
   """A folder with runs of both stages on four devices, where TensorFlow cannot be imported."""
   out = tmp_path_factory.mktemp("four_devices")
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(PROGRAM), str(data_dir), str(stage1_run[0]), str(out)],
-    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
+    env=os.environ
+    | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
     check=False,
