@@ -57,13 +57,17 @@ setup(
   extras_require={
     "test": [
       "gradio>=6.31",  # the page of `dmfnet serve`
+      "jax2onnx>=0.17",  # with onnxruntime: `dmfnet export --format onnx` and its parity
       "mypy>=1.15",
+      "onnxruntime>=1.22",
       "pytest>=8.3",
       "ruff>=0.14",
       "scikit-image>=0.25",  # the oracle of the metrics
       "selenium>=4.30",  # report and page in a real browser, where Chromium is installed
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],  # `make docs`
+    "onnx": ["jax2onnx>=0.17"],  # `dmfnet export --format onnx`
+    "peers": ["onnxruntime>=1.22", "openvino>=2025.0", "torch>=2.6"],  # bench_peers.py
     "torch": ["torch>=2.6"],
     "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
     "serve": ["gradio>=6.31"],

@@ -1,5 +1,6 @@
 """What belongs to the process: JAX's compilation cache, its platforms, its rank among others."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 import jax
 
 from dmfnet_jax.errors import UserError
+
+_MAX_HOST_DEVICES = 16  # each holds the activations of what it computes
 
 
 def enable_compilation_cache() -> None:
@@ -31,6 +34,21 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(root / "dmfnet_jax" / _processor()))
   # The default of one second leaves out most of what a small model compiles.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def use_all_cores() -> None:
+  """Makes of the CPU one JAX device a core, where JAX has not started; another's choice stands.
+
+  XLA runs many operations of one device on one core only.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  is_chosen = jax.config.jax_num_cpu_devices != -1  # type: ignore[attr-defined]
+  if is_chosen or "host_platform_device_count" in flags:
+    return
+  has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+  cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+  with contextlib.suppress(RuntimeError):  # JAX has started
+    jax.config.update("jax_num_cpu_devices", min(cores, _MAX_HOST_DEVICES))
 
 
 def find_process(environment: Mapping[str, str]) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ def pytest_configure(config):
   os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
   os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
   os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # whatever the machine's cores
   folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
   config.stash[_COMPILATION_CACHE] = folder
   os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name

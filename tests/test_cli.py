@@ -104,7 +104,12 @@ TRAINING = [
         (
           "export_model",
           ("m", "p"),
-          {"size": (240, 320), "batch": 4, "precision": "bfloat16"},
+          {
+            "size": (240, 320),
+            "batch": 4,
+            "precision": "bfloat16",
+            "file_format": "jax",
+          },
         )
       ],
     ),

@@ -161,8 +161,13 @@ class UNet(nn.Module):
     self.ups = nn.ModuleList(ups)
     self.final_conv = NormSwishConv(current, 1, norm_groups)
 
-  def forward(self, x: Tensor, noise_level: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """x [B, 1, H, W], noise_level [B] -> (x_start [B, 1, H, W], encoder and decoder features)."""
+  def forward(
+    self, x: Tensor, noise_level: Tensor, num_decoder_blocks: int | None = None
+  ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """x [B, 1, H, W], noise_level [B] -> (x_start [B, 1, H, W], encoder and decoder features).
+
+    With `num_decoder_blocks` the rest of the decoder is left out, and there is no x_start.
+    """
     embedding = self.noise_level_mlp(noise_level)
     x = self.init_conv(x)
     encoder = [x]
@@ -178,6 +183,8 @@ class UNet(nn.Module):
       else:
         x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
         decoder.append(x)
+      if len(decoder) == num_decoder_blocks:
+        return x, {"encoder": encoder, "decoder": decoder[::-1]}
     return self.final_conv(x), {"encoder": encoder, "decoder": decoder[::-1]}
 
 
@@ -284,6 +291,8 @@ class FusionHead(nn.Module):
     num_timesteps: how many timesteps' features each level takes; with one there is no
       timestep fusion (and `decoder.{2i}` has no parameters).
     head_width: width between the two last convolutions; half the finest width by default.
+    blend: F = w A + (1 - w) B + r, cut to [-1, 1], of dmfnet_jax's released models, which the
+      published program does not have; needs the sources.
   """
 
   def __init__(
@@ -291,6 +300,7 @@ class FusionHead(nn.Module):
     widths: Sequence[int] = (256, 128, 128, 128, 128),
     num_timesteps: int = 3,
     head_width: int | None = None,
+    blend: bool = False,
   ):
     super().__init__()
     following = [*widths[1:], widths[-1]]
@@ -301,10 +311,15 @@ class FusionHead(nn.Module):
       decoder.append(FusionLevel(width, following[i], widths[i - 1] if i >= 2 else None))
     self.decoder = nn.ModuleList(decoder)
     self.rgb_decode2 = HeadConv(widths[-1], head_width)
-    self.rgb_decode1 = HeadConv(head_width, 1)
+    self.rgb_decode1 = HeadConv(head_width, 2 if blend else 1)
     self.num_timesteps = num_timesteps
 
-  def forward(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
+  def forward(
+    self,
+    features_a: Sequence[Tensor],
+    features_b: Sequence[Tensor],
+    sources: tuple[Tensor, Tensor] | None = None,
+  ) -> Tensor:
     """Both coarse to fine, each [T, B, c, h, w] -> fused [B, 1, H, W] in (-1, 1)."""
     outputs: list[Tensor] = []
     for i, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
@@ -313,7 +328,12 @@ class FusionHead(nn.Module):
       else:
         a, b = a[0], b[0]
       outputs.append(self.decoder[2 * i + 1](a, b, outputs))
-    return torch.tanh(self.rgb_decode1(F.leaky_relu(self.rgb_decode2(outputs[-1]), 0.2)))
+    last = self.rgb_decode1(F.leaky_relu(self.rgb_decode2(outputs[-1]), 0.2))
+    if sources is None:
+      return torch.tanh(last)
+    gate, rest = last.chunk(2, dim=1)
+    weight = gate.sigmoid()
+    return (weight * sources[0] + (1 - weight) * sources[1] + rest).clamp(-1, 1)
 
 
 FUSION_BLOCKS = (14, 11, 8, 5, 2)
@@ -345,6 +365,34 @@ def fuse_as_published(
     return [torch.stack(per_level) for per_level in zip(*passes, strict=True)]
 
   return head(features(noisy_a), features(noisy_b))
+
+
+@torch.no_grad()
+def fuse_as_needed(
+  unet: UNet,
+  head: FusionHead,
+  noisy_a: Tensor,
+  noisy_b: Tensor,
+  noise_levels: Tensor,
+  sources: tuple[Tensor, Tensor] | None = None,
+  passes_per_step: int | None = None,
+) -> Tensor:
+  """`fuse_as_published`, without what the head does not look at, several passes at a time.
+
+  noisy_* [T, B, 1, H, W], noise_levels [T] -> [B, 1, H, W]. `sources` are for a head that blends.
+  """
+  timesteps, batch = noisy_a.shape[:2]
+  images = torch.cat([noisy_a, noisy_b]).flatten(0, 1)
+  levels = noise_levels.repeat_interleave(batch).repeat(2)
+  step = (passes_per_step or 2 * timesteps) * batch
+  chunks = []
+  for x, level in zip(images.split(step), levels.split(step), strict=True):
+    decoder = unet(x, level, FUSION_BLOCKS[0] - 1)[1]["decoder"]
+    chunks.append([decoder[len(decoder) - 1 - 3 * i] for i in range(len(FUSION_BLOCKS))])
+  features = [
+    torch.cat(passes).unflatten(0, (2 * timesteps, batch)) for passes in zip(*chunks, strict=True)
+  ]
+  return head([f[:timesteps] for f in features], [f[timesteps:] for f in features], sources)
 
 
 def q_sample(x_start: Tensor, noise_level: Tensor, noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write a model as one program for CPU, GPU and TPU that needs only JAX to run."""
+"""Write a model as one program that runs without this package: in JAX, or as ONNX."""
 
 import argparse
 import re
@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="pairs that go through the networks at a time; the program takes any multiple of it "
     "(%(default)s)",
   )
+  parser.add_argument(
+    "--format",
+    choices=("jax", "onnx"),
+    default="jax",
+    help="jax: for CPU, GPU and TPU, needs only JAX; onnx: for ONNX Runtime, OpenVINO and others "
+    "(%(default)s)",
+  )
   add_option(parser, "precision")
   add_plugin(parser)
 
@@ -37,7 +44,14 @@ def run(args: argparse.Namespace) -> None:
   start_jax(args)
   from dmfnet_jax.inference.export import export_model
 
-  export_model(args.model, args.out, size=args.size, batch=args.batch, precision=args.precision)
+  export_model(
+    args.model,
+    args.out,
+    size=args.size,
+    batch=args.batch,
+    precision=args.precision,
+    file_format=args.format,
+  )
 
 
 def _size(text: str) -> tuple[int, int]:

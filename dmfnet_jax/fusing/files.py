@@ -68,10 +68,18 @@ def fuse_files(
     say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
     pairs = mine
 
-  from dmfnet_jax.inference.model import load_model  # it takes its time: not for a mistyped path
+  # These take their time: not for a mistyped path.
+  import jax
+
+  from dmfnet_jax.inference.model import load_model
 
   model = load_model(options.model, compute_dtype=options.precision)
   _check_model(model.method, options)
+  if options.precision == "bfloat16" and jax.default_backend() == "cpu":
+    say(
+      "warning: bfloat16 is slower than float32 on a CPU here; its fast way is OpenVINO on "
+      "`dmfnet export --format onnx`"
+    )
   paths.make_folder(folder)
   total, model_sha256 = len(pairs), model.fingerprint()
   if folder == paths.as_path(out):

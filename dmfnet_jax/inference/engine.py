@@ -12,6 +12,7 @@ each device takes, and what happens where the memory is full.
 import collections
 import functools
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,6 +98,7 @@ class Engine:
     self._limits: dict[Size, int] = {}  # so many at a time fitted the memory
     self._compiled: dict[Size, dict[int, int]] = {}  # batch sizes, and the devices of each
     self._running: dict[Size, int] = {}  # the batch size that runs, or ran last
+    self._sharing: dict[Size, int] = {}  # devices that share a single example
 
   def padded(self, size: Size) -> Size:
     """The size to which a picture is padded, which follows from its own."""
@@ -171,9 +173,11 @@ class Engine:
     """Yields what each batch computed: the indices of its examples, and the outputs."""
     limit = self.batch_size(padded, batch_size)
     size, devices = self._choose_size(padded, len(group), limit)
-    program = _program(
-      self._config_json, self._compute(padded, size // devices), self._devices[:devices]
-    )
+    compute = self._compute(padded, size // devices)
+    if size == 1 and (devices := self._share(padded)) > 1:
+      mesh = _mesh(self._devices[:devices])
+      compute = Compute(self._dtype, max(compute.parts_per_step, devices), mesh)
+    program = _program(self._config_json, compute, self._devices[:devices])
     running: collections.deque[tuple[list[int], Images]] = collections.deque()
     for start in range(0, len(group), size):
       chosen = group[start : start + size]
@@ -202,12 +206,23 @@ class Engine:
     self._running[padded] = size
     return size, devices
 
+  def _share(self, padded: Size) -> int:
+    """How many devices share a single example: as many of a CPU's as divide its parts and rows."""
+    if self._devices[0].platform != "cpu" or self._parts_per_step is not None:
+      return 1
+    common = math.gcd(self.method.parts(self.config), padded[0])
+    divided = max(n for n in memory.divisors(common) if n <= len(self._devices))
+    return self._sharing.setdefault(padded, divided)
+
   def _take_less(self, padded: Size, error: Exception) -> None:
     """Lowers the parts at a time for a padded size, or else the examples.
 
     Raises:
       UserError: it is one of either already.
     """
+    if self._running[padded] == 1 and self._sharing.get(padded, 1) > 1:
+      self._sharing[padded] = 1
+      return
     chosen = {key: n for key, n in self._parts.items() if key[0] == padded}
     if self._parts_per_step is None and max(chosen.values(), default=1) > 1:
       for key, parts in chosen.items():
@@ -315,7 +330,8 @@ def _program(config_json: str, compute: Compute, devices: tuple[jax.Device, ...]
   def fuse(params: Params, images: Images, keys: Array) -> Images:  # its name is the program's
     return function(params, images, keys)
 
-  return jax.jit(fuse) if len(devices) == 1 else divide_among(fuse, devices)
+  is_whole = len(devices) == 1 or compute.mesh is not None
+  return jax.jit(fuse) if is_whole else divide_among(fuse, devices)
 
 
 @functools.lru_cache

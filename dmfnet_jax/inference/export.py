@@ -1,21 +1,26 @@
-"""Writes a model as one compiled-anywhere program that needs nothing but JAX to run.
+"""Writes a model as one program that runs without this package, with the weights inside.
 
-The file is a `jax.export` artifact: StableHLO for CPU, CUDA GPUs and TPUs, with the weights inside.
+A `jax.export` artifact is StableHLO for CPU, CUDA GPUs and TPUs and needs JAX; an ONNX file runs in
+ONNX Runtime, OpenVINO and others.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from dmfnet_jax import methods
+from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import engine
 from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import paths
-from dmfnet_jax.methods.method import Compute
+from dmfnet_jax.methods.method import Compute, Method
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+FORMATS = ("jax", "onnx")
 
 
 def export_model(
@@ -25,11 +30,12 @@ def export_model(
   size: tuple[int, int] = (256, 256),
   batch: int = 1,
   precision: str = "float32",
+  file_format: str = "jax",
   plugins: Sequence[str] = (),
 ) -> None:
   """Exports the fusing of pictures of one size, any number of them.
 
-  In any process that has JAX,
+  A program of the format "jax" is called, in any process that has JAX, as
 
       program = jax.export.deserialize(bytearray(open(out, "rb").read()))
       fused = program.call(a, b, seed, codes)
@@ -39,22 +45,35 @@ def export_model(
   uint32 scalar and `codes` uint32 [N]: the CRC-32 of the pairs' names, 0 for none. The result is
   that of `model.fuse` with this seed and these names, up to the rounding of another compilation.
 
+  An ONNX program has the sources alone as inputs, by their names, and its result is that of
+  `model.fuse` with the seed 0 and without names: the noise is in the file.
+
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
     out: the file to write; its folder is made where needed.
     size: height and width of the pictures, any.
     batch: pairs that go through the networks at a time; N is a multiple of it.
     precision: "float32" or "bfloat16", in which the networks compute.
+    file_format: "jax" or "onnx".
     plugins: see `load_model`.
 
   Raises:
-    UserError: an unknown model, or the file cannot be written.
+    UserError: an unknown model, the file cannot be written, or what an ONNX program cannot have.
   """
+  if file_format == "onnx" and (precision, batch) != ("float32", 1):
+    raise UserError(
+      "an ONNX program is float32 and takes any batch: leave --precision and --batch out, and ask "
+      "the runtime for bfloat16 (OpenVINO: INFERENCE_PRECISION_HINT)"
+    )
   model = load_model(model_spec, compute_dtype=precision, plugins=plugins)
-  exported = export_fuse(model.params, model.config, size=size, batch=batch, precision=precision)
   target = paths.as_path(out)
   paths.make_folder(target.parent)
-  paths.write_bytes(target, bytes(exported.serialize()))
+  if file_format == "onnx":
+    content = export_onnx(model.params, model.config, size=size)
+  else:
+    exported = export_fuse(model.params, model.config, size=size, batch=batch, precision=precision)
+    content = bytes(exported.serialize())
+  paths.write_bytes(target, content)
 
 
 def export_fuse(
@@ -70,12 +89,8 @@ def export_fuse(
     precision: the compute dtype.
   """
   method = methods.get(config["method"])
-  stride = method.stride(config)
-  margins = [(0, engine.padded_side(side, stride, method.exact_size) - side) for side in size]
-  window = tuple(slice(method.scale * side) for side in size)
   # One part at a time: how much memory the program will find is not known here.
-  fuse_padded = method.fuse(config, Compute(precision, 1))
-  output = method.outputs[0]
+  fuse_pictures = _on_pictures(params, config, size, Compute(precision, 1))
 
   @jax.jit
   def fuse(*args: jax.Array) -> jax.Array:
@@ -83,26 +98,88 @@ def export_fuse(
 
     def step(inputs: tuple[jax.Array, ...]) -> jax.Array:
       *sources, codes = inputs
-      images = {}
-      for field, x in zip(method.sources, sources, strict=True):
-        if not field.is_vector:
-          x = x if field.channels > 1 else x[..., None]
-          x = jnp.pad(x, [(0, 0), *margins, (0, 0)], mode="reflect")
-        images[field.name] = x
-      fused = fuse_padded(params, images, engine.fold_keys(seed, codes))[output.name]
-      fused = fused if output.is_vector else fused[:, *window]
-      return fused if output.channels > 1 else fused[..., 0]
+      return fuse_pictures(sources, engine.fold_keys(seed, codes))
 
     stepwise = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), (*sources, codes))
     fused = jax.lax.map(step, stepwise)
     return fused.reshape(-1, *fused.shape[2:])
 
   (count,) = jax.export.symbolic_shape("n" if batch == 1 else f"{batch}*n")
-  inputs = []
-  for field in method.sources:
-    channels = (field.channels,) if field.is_vector or field.channels > 1 else ()
-    shape = (count, *(() if field.is_vector else size), *channels)
-    inputs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+  inputs = [jax.ShapeDtypeStruct((count, *shape), jnp.float32) for shape in _shapes(method, size)]
   number = jnp.uint32
   lowered = jax.export.export(fuse, platforms=PLATFORMS)
   return lowered(*inputs, jax.ShapeDtypeStruct((), number), jax.ShapeDtypeStruct((count,), number))
+
+
+def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, int]) -> bytes:
+  """Writes the whole computation as an ONNX model of any number of examples.
+
+  Args:
+    params: the parameters by network.
+    config: the model config.
+    size: height and width.
+
+  Raises:
+    UserError: jax2onnx is not installed.
+  """
+  try:
+    import jax2onnx
+  except ImportError as error:
+    raise UserError(
+      'an ONNX program is written by jax2onnx: pip install "dmfnet_jax[onnx]"'
+    ) from error
+  method = methods.get(config["method"])
+  # All parts at once: runtimes are no good at loops.
+  compute = Compute("float32", method.parts(config))
+  fuse_pictures = _on_pictures(params, config, size, compute)
+  keys = engine.example_keys(0, [""])
+
+  def fuse_one(*sources: jax.Array) -> jax.Array:
+    with jax.ensure_compile_time_eval():  # ONNX has no random numbers of ours: they are drawn here
+      return fuse_pictures([x[None] for x in sources], keys)[0]
+
+  shapes = _shapes(method, size)
+  traced = jax.make_jaxpr(fuse_one)(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes))
+  fuse = jax.vmap(lambda *sources: jaxpr_as_fun(traced)(*sources)[0])
+  logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it remarks on every shape
+  program = jax2onnx.to_onnx(
+    fuse,
+    [("N", *shape) for shape in shapes],
+    model_name=config["method"],
+    input_names=[field.name for field in method.sources],
+    output_names=[method.outputs[0].name],
+  )
+  return program.SerializeToString()
+
+
+def _shapes(method: Method, size: tuple[int, int]) -> list[tuple[int, ...]]:
+  """The shapes of an example's sources in a program."""
+  return [
+    (*(() if f.is_vector else size), *((f.channels,) if f.is_vector or f.channels > 1 else ()))
+    for f in method.sources
+  ]
+
+
+def _on_pictures(
+  params: Any, config: dict[str, Any], size: tuple[int, int], compute: Compute
+) -> Callable[[Sequence[jax.Array], jax.Array], jax.Array]:
+  """A method's `fuse` of sources as a program takes them, padding and cutting included."""
+  method = methods.get(config["method"])
+  stride = method.stride(config)
+  margins = [(0, engine.padded_side(side, stride, method.exact_size) - side) for side in size]
+  window = tuple(slice(method.scale * side) for side in size)
+  fuse_padded = method.fuse(config, compute)
+  output = method.outputs[0]
+
+  def fuse(sources: Sequence[jax.Array], keys: jax.Array) -> jax.Array:
+    images = {}
+    for field, x in zip(method.sources, sources, strict=True):
+      if not field.is_vector:
+        x = x if field.channels > 1 else x[..., None]
+        x = jnp.pad(x, [(0, 0), *margins, (0, 0)], mode="reflect")
+      images[field.name] = x
+    fused = fuse_padded(params, images, keys)[output.name]
+    fused = fused if output.is_vector else fused[:, *window]
+    return fused if output.channels > 1 else fused[..., 0]
+
+  return fuse

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dmfnet_jax import methods
-from dmfnet_jax.backend import enable_compilation_cache
+from dmfnet_jax.backend import enable_compilation_cache, use_all_cores
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.engine import Engine, example_keys
 from dmfnet_jax.io import color, pictures
@@ -208,6 +208,7 @@ def load_model(
       part of a module that `plugins` does not name.
   """
   enable_compilation_cache()
+  use_all_cores()
   parts.allow(plugins)
   params, config = load_params(model)
   loaded = Model(params, config, **engine_options)

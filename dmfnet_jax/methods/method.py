@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
 Config = Mapping[str, Any]  # sections and fields; a `ConfigDict` in training, JSON's dict elsewhere
@@ -114,10 +116,23 @@ class Compute(NamedTuple):
   Attributes:
     dtype: of the networks' arithmetic, "float32" or "bfloat16".
     parts_per_step: how many of the method's `parts` run as one batch.
+    mesh: devices that share the work on each example; None for one device.
   """
 
   dtype: str = "float32"
   parts_per_step: int = 1
+  mesh: Mesh | None = None
+
+  def divide(self, x: Array, axis: int) -> Array:
+    """Divides an array's axis over the devices; a hint, which changes no value.
+
+    What follows is computed where its inputs lie: the parts of a step, or the rows of a picture.
+    """
+    if self.mesh is None or x.shape[axis] % self.mesh.size:
+      return x
+    spec = [None] * x.ndim
+    spec[axis] = self.mesh.axis_names[0]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*spec)))
 
 
 @dataclass(frozen=True, kw_only=True)

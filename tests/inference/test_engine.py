@@ -19,6 +19,7 @@ from dmfnet_jax.inference import memory
 from dmfnet_jax.inference.engine import Engine, divide_among, example_keys, padded_side
 from dmfnet_jax.methods.method import Compute, Method
 from dmfnet_jax.preflight.chips import describe_devices
+from dmfnet_jax.weights.files import save_weights
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -225,6 +226,9 @@ DEVICES = """
     "by_two": model.fuse(given["a"], given["b"], names=names, batch_size=8),
     "by_three": model.fuse(given["a"], given["b"], names=names, batch_size=3),
     "alone": model.fuse(given["a"][0], given["b"][0], names=names[:1]),
+    "one_by_one": model.fuse(
+      given["a"][[0, 0]], given["b"][[0, 0]], names=names[:1] * 2, batch_size=1
+    ),
   }
   np.savez(sys.argv[2], **fused)
 """
@@ -233,13 +237,13 @@ DEVICES = """
 def test_four_devices_fuse_what_one_fuses(tmp_path):
   """Seven pairs on four devices: every picture bit for bit as on one device, in the same share.
 
-  A batch of three takes three of them.
+  A batch of three takes three of them. A pair alone is shared by two, which divide the passes and
+  the rows: the same up to rounding.
   """
   from dmfnet_jax.inference.model import Model
 
   a, b = draw(7, 3, 5), draw(7, 3, 5, seed=1)
   np.savez(tmp_path / "given.npz", a=a, b=b)
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
   done = subprocess.run(
     [
       sys.executable,
@@ -248,7 +252,7 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
       str(tmp_path / "given.npz"),
       str(tmp_path / "fused.npz"),
     ],
-    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
     check=False,
@@ -259,7 +263,43 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
   for key, batch_size in (("by_one", 1), ("by_two", 2), ("by_three", 1)):
     expected = model.fuse(a, b, names=names, batch_size=batch_size)
     np.testing.assert_array_equal(fused[key], expected)
-  np.testing.assert_array_equal(fused["alone"], fused["by_one"][0])
+  np.testing.assert_allclose(fused["alone"], fused["by_one"][0], rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(fused["one_by_one"], np.stack([fused["alone"]] * 2))
+
+
+CORES = """
+  import sys
+  import jax
+  import dmfnet_jax
+
+  if sys.argv[2] == "started":
+    jax.devices()
+  dmfnet_jax.load_model(sys.argv[1])
+  print(jax.local_device_count())
+"""
+
+
+def test_a_cpu_is_one_device_a_core_unless_somebody_has_chosen(tmp_path):
+  """The user's number wins, by JAX's setting or XLA's; a JAX that has started is left alone."""
+  save_weights(tmp_path / "m.safetensors", *tiny.model())
+  cores = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+  flags = os.environ.get("XLA_FLAGS", "")
+  chosen = f"{flags} --xla_force_host_platform_device_count=3"
+  for expected, start, environment in (
+    (cores, "", {}),
+    (5, "", {"JAX_NUM_CPU_DEVICES": "5"}),
+    (3, "", {"XLA_FLAGS": chosen}),
+    (1, "started", {}),
+  ):
+    given = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | environment
+    done = subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(CORES), str(tmp_path / "m.safetensors"), start],
+      env=given | {"PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    assert int(done.stdout) == expected
 
 
 def test_each_chip_computes_its_own_share(libtpu):

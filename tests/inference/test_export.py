@@ -77,6 +77,25 @@ def test_a_process_that_has_only_jax_fuses(tmp_path, model_file, batch):
   np.testing.assert_allclose(found["one"], expected[:2], atol=1e-5)
 
 
+def test_onnx_runtime_fuses(tmp_path, model_file):
+  """Any number of pairs, of a size that is padded; the picture is the model's without names."""
+  onnxruntime = pytest.importorskip("onnxruntime")
+  export.export_model(str(model_file), tmp_path / "fuse.onnx", size=SIZE, file_format="onnx")
+  session = onnxruntime.InferenceSession(tmp_path / "fuse.onnx", providers=["CPUExecutionProvider"])
+  a, b = np.random.default_rng(0).uniform(-1, 1, (2, 3, *SIZE)).astype(np.float32)
+  expected = Model(*tiny.model()).fuse(a, b)
+  for count in (1, 3):
+    (fused,) = session.run(["fused"], {"a": a[:count], "b": b[:count]})
+    np.testing.assert_allclose(fused, expected[:count], atol=1e-4)
+
+
+def test_onnx_has_no_bfloat16_and_no_fixed_batch(tmp_path, model_file):
+  for option in ({"precision": "bfloat16"}, {"batch": 2}):
+    with pytest.raises(UserError, match="an ONNX program is float32 and takes any batch"):
+      export.export_model(str(model_file), tmp_path / "x.onnx", file_format="onnx", **option)
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_program_is_one_step_whatever_the_batch():
   """The number of pairs is open, a multiple of those that go through the networks together."""
   params, config = tiny.model()

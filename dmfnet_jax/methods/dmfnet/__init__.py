@@ -41,7 +41,7 @@ def fuse_noisy(config: Config, compute: Compute) -> Callable[..., Array]:
     config["fusion_head"], config["unet"], len(config["features"]["timesteps"]), compute.dtype
   )
   options = {"source": config["features"]["source"], "passes_per_step": compute.parts_per_step}
-  return functools.partial(features.fuse_noisy, unet, head, **options)
+  return functools.partial(features.fuse_noisy, unet, head, **options, divide=compute.divide)
 
 
 def memory(

@@ -3,7 +3,7 @@
 Images are NHWC float32 in [-1, 1]. T timesteps and two sources make 2 T passes of the UNet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,11 @@ from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
 
 Array = jax.Array
+Divide = Callable[[Array, int], Array]  # see `Compute.divide`
+
+
+def _divide_not(x: Array, axis: int) -> Array:
+  return x
 
 
 def noise_sources(
@@ -65,6 +70,7 @@ def extract_features(
   noise_levels: Array,
   *,
   source: str = "decoder",
+  divide: Divide = _divide_not,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
   """Runs the frozen UNet over all timesteps of both sources, as one batch; see `fuse_noisy`.
 
@@ -72,8 +78,8 @@ def extract_features(
     The features of a and of b: a [T, B, h, w, c] array a level, coarse to fine.
   """
   timesteps = noisy_a.shape[0]
-  images, levels = _passes(noisy_a, noisy_b, noise_levels)
-  features = _run_unet(unet, params, images, levels, source)
+  images, levels = (divide(x, 0) for x in _passes(noisy_a, noisy_b, noise_levels))
+  features = [divide(f, 2) for f in _run_unet(unet, params, images, levels, source)]
   return tuple(f[:timesteps] for f in features), tuple(f[timesteps:] for f in features)
 
 
@@ -88,6 +94,7 @@ def fuse_noisy(
   sources: tuple[Array, Array] | None = None,
   source: str = "decoder",
   passes_per_step: int | None = None,
+  divide: Divide = _divide_not,
 ) -> Array:
   """Fuses noised sources; no randomness.
 
@@ -105,6 +112,7 @@ def fuse_noisy(
       fewer, the passes follow one another, and of each only what it adds to the fusion of the
       timesteps is kept: the memory holds the activations of so many passes and one set of features
       a source, instead of T.
+    divide: divides passes of a step, and rows of their features, over devices.
 
   Returns:
     The fused image [B, H, W, 1], float32 in [-1, 1].
@@ -122,33 +130,43 @@ def fuse_noisy(
     level = jnp.reshape(noise_levels, (timesteps, -1))[0][:, None, None, None]
     sources = noisy_a[0] / level, noisy_b[0] / level
   if chunk == passes:
-    features = extract_features(unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source)
+    features = extract_features(
+      unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source, divide=divide
+    )
     return head.apply(variables, *features, sources)
 
-  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+  def share(features: Sequence[Array], timestep: Array) -> tuple[Array, ...]:
+    return head.apply(variables, features, timestep, method="share")
 
-  def shares(images: Array, levels: Array, indices: Array) -> list[tuple[Array, ...]]:
-    """What each pass of a step adds to the sums: a [B, h, w, c] array a level."""
-    features = _run_unet(unet, params["unet"], images, levels, source)
+  def shares(images: Array, levels: Array, timestep: Array) -> tuple[Array, ...]:
+    """What each pass of a step adds to the sums: a [passes, B, h, w, c] array a level."""
+    features = _run_unet(unet, params["unet"], divide(images, 0), divide(levels, 0), source)
     head.check([timesteps] * len(features), features)
-    return [
-      head.apply(variables, [f[i] for f in features], indices[i] % timesteps, method="share")
-      for i in range(chunk)
-    ]
+    return jax.vmap(share)(features, timestep)
 
   def step(totals: list[Array], inputs: tuple[Array, ...]) -> tuple[list[Array], None]:
-    for i, share in enumerate(shares(*inputs)):
-      of_source = inputs[-1][i] // timesteps  # 0: a, 1: b
-      totals = [total.at[of_source].add(x) for total, x in zip(totals, share, strict=True)]
+    of_step = shares(*inputs[:2], inputs[2] // 2)
+    if chunk % 2:  # passes of a and b alternate
+      of_source = inputs[2] % 2
+      for i in range(chunk):
+        totals = [
+          total.at[of_source[i]].add(x[i]) for total, x in zip(totals, of_step, strict=True)
+        ]
+    else:
+      for i in range(0, chunk, 2):
+        totals = [total + x[i : i + 2] for total, x in zip(totals, of_step, strict=True)]
     return totals, None
 
-  inputs = jax.tree.map(
-    lambda x: x.reshape(-1, chunk, *x.shape[1:]), (images, levels, jnp.arange(passes))
-  )
-  first = jax.eval_shape(shares, *(x[0] for x in inputs))[0]
-  totals = [jnp.zeros((2, *x.shape), x.dtype) for x in first]
+  def in_steps(x: Array) -> Array:
+    alternating = x.reshape(2, timesteps, *x.shape[1:]).swapaxes(0, 1)
+    return alternating.reshape(-1, chunk, *x.shape[1:])
+
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+  inputs = (in_steps(images), in_steps(levels), jnp.arange(passes).reshape(-1, chunk))
+  first = jax.eval_shape(shares, *(x[0] for x in inputs))
+  totals = [jnp.zeros((2, *x.shape[1:]), x.dtype) for x in first]
   totals, _ = jax.lax.scan(step, totals, inputs)
-  totals_a, totals_b = ([t[i] for t in totals] for i in range(2))
+  totals_a, totals_b = zip(*(divide(total, 2) for total in totals), strict=True)
   return head.apply(variables, totals_a, totals_b, sources, method="fuse")
 
 
