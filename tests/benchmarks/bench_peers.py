@@ -45,6 +45,7 @@ from dmfnet_jax.fusing.files import fuse_files  # noqa: E402
 from dmfnet_jax.fusing.options import FuseOptions  # noqa: E402
 from dmfnet_jax.inference.engine import example_keys  # noqa: E402
 from dmfnet_jax.inference.model import Model, load_model  # noqa: E402
+from dmfnet_jax.interop.torch import to_state_dict  # noqa: E402
 from dmfnet_jax.io import pictures  # noqa: E402
 from dmfnet_jax.methods.dmfnet import features  # noqa: E402
 from dmfnet_jax.methods.dmfnet import torch as torch_weights  # noqa: E402
@@ -202,13 +203,9 @@ def as_torch(model: Model) -> tuple[torch.nn.Module, torch.nn.Module]:
   blend = config["fusion_head"]["output"] == "blend"
   timesteps = len(config["features"]["timesteps"])
   head = torch_reference.FusionHead(widths, timesteps, blend=blend)
-  prefix = torch_weights.UNET_PREFIX
   states = (
-    {
-      k.removeprefix(prefix): v
-      for k, v in torch_weights.unet_params_to_torch(model.params["unet"]).items()
-    },
-    torch_weights.fusion_head_params_to_torch(model.params["fusion_head"]),
+    to_state_dict(model.params["unet"], torch_weights.UNET_LAYERS),
+    to_state_dict(model.params["fusion_head"], torch_weights.FUSION_HEAD_LAYERS),
   )
   for network, state in zip((unet, head), states, strict=True):
     network.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
