@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "JAX_COORDINATOR_ADDRESS": address,
     "JAX_COORDINATOR_BIND_ADDRESS": address,  # loopback alone
     "JAX_NUM_PROCESSES": str(args.num_processes),
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-    f"--xla_force_host_platform_device_count={args.devices_per_process}",
+    "JAX_NUM_CPU_DEVICES": str(args.devices_per_process),
   }
   processes = [
     subprocess.Popen(

@@ -79,23 +79,25 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   )
   if restored is not None:
     train_iterator.set_state(data_position)
-  devices = jax.device_count()
+  devices = setup.choose_devices(config.batch_size)
   eval_batches = pipeline.make_eval_batches(
     eval_source,
-    batch_size=-(-config.eval_batch_size // devices) * devices,  # rounded up
+    batch_size=-(-config.eval_batch_size // len(devices)) * len(devices),  # rounded up
     crop_size=config.crop_size,
     **process,
   )
 
-  train_step = setup.pmap_train_step(run)
+  train_step = setup.pmap_train_step(run, devices)
   eval_step = jax.pmap(
     steps.make_eval_step(run.stage, seed=config.seed, num_train_steps=config.num_train_steps),
     axis_name=steps.AXIS,
+    devices=devices,
   )
   draw_samples = pictures.make_sampler(run)
   guard = FiniteGuard(config, workdir, train_source)
   # Named as the steps' axis, or the second step would be compiled anew for the first one's output.
-  state = flax.jax_utils.replicate(state, axis_name=steps.AXIS)
+  here = [device for device in devices if device.process_index == jax.process_index()]
+  state = flax.jax_utils.replicate(state, here, axis_name=steps.AXIS)
 
   def due(every: int, step: int) -> bool:
     """Every `every` steps and at the last; zero: at the last only."""
@@ -116,7 +118,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         batch = next(train_iterator)
       records = batch.pop("record")
       profiler.before(step)
-      state, metrics = train_step(state, shard(batch))
+      state, metrics = train_step(state, shard(batch, len(here)))
       # The step before is looked at while this one computes, so that the device never waits.
       if pending is not None:
         report.add(*pending)
@@ -191,9 +193,8 @@ def _write_overview(workdir: epath.Path, state: TrainState) -> None:
     raise UserError(f"not every process sees {workdir}: give a folder that all hosts share")
 
 
-def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def shard(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
   """Splits a process's batch [b, ...] over its devices: [devices, b / devices, ...]."""
-  devices = jax.local_device_count()
   return {k: np.reshape(v, (devices, -1, *v.shape[1:])) for k, v in batch.items()}
 
 
@@ -205,7 +206,7 @@ def evaluate(
   """Means of the loss and its terms over all validation pairs, on all processes."""
   totals: collections.Counter[str] = collections.Counter()
   for batch in batches:
-    sums = eval_step(state, shard(batch))
+    sums = eval_step(state, shard(batch, len(state.step.addressable_shards)))
     totals.update({k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()})
   count = totals.pop("count")
   return {name: total / count for name, total in totals.items()}

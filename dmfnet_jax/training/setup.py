@@ -27,12 +27,12 @@ class Setup(NamedTuple):
 
 
 def check_config(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
-  """Refuses a config that cannot be trained on so many devices, by default those that there are.
+  """Refuses a config that cannot be trained on so many devices, by default `choose_devices`.
 
   Raises:
     UserError: one line that names the field.
   """
-  devices = devices or jax.device_count()
+  devices = devices or len(choose_devices(config.batch_size))
   if config.batch_size < 1 or config.batch_size % devices:
     raise UserError(
       f"config.batch_size={config.batch_size} is global and must be a multiple of the "
@@ -48,6 +48,25 @@ def check_config(config: ml_collections.ConfigDict, devices: int | None = None) 
     raise UserError(f"{config.method} is not trained: it fuses with a model from elsewhere")
   _check_choice("stage", config.stage, method.stages)
   method.check(config)
+
+
+def choose_devices(batch_size: int) -> list[jax.Device]:
+  """The devices that share a batch, in every process the same.
+
+  All accelerators, which a batch must suit. Of the cores that a CPU shows as devices, in each
+  process as many as divide it: nobody has chosen their number.
+  """
+  devices = jax.devices()
+  if devices[0].platform != "cpu":
+    return devices
+  of_process = [
+    [device for device in devices if device.process_index == index]
+    for index in range(jax.process_count())
+  ]
+  fewest = min(map(len, of_process))
+  dividing = (n for n in range(fewest, 0, -1) if batch_size % (n * len(of_process)) == 0)
+  count = next(dividing, fewest)
+  return [device for those in of_process for device in those[:count]]
 
 
 def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:

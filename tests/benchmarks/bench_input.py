@@ -63,7 +63,7 @@ def measure_step(config, source, num_steps: int) -> float:
   batch = next(batches)
   batches.close()
   batch.pop("record")
-  batch = jax.device_put(shard(batch))
+  batch = jax.device_put(shard(batch, jax.local_device_count()))
   run = setup.set_up(config, Path("no workdir"))
   state = jax_utils.replicate(setup.init_state(run), axis_name=steps.AXIS)
   train_step = setup.pmap_train_step(run)

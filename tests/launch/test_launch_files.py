@@ -175,13 +175,12 @@ def run_local(*arguments):
 def test_local_gives_every_process_its_place():
   program = (
     "import os; print(*(os.environ[k] for k in ('JAX_PROCESS_ID', 'JAX_NUM_PROCESSES', "
-    "'JAX_PLATFORMS', 'XLA_FLAGS', 'JAX_COORDINATOR_ADDRESS')))"
+    "'JAX_PLATFORMS', 'JAX_NUM_CPU_DEVICES', 'JAX_COORDINATOR_ADDRESS')))"
   )
   done = run_local("-n", "3", "--devices-per-process", "2", "--", sys.executable, "-c", program)
   assert done.returncode == 0
   lines = sorted(done.stdout.splitlines())
-  assert [line[:11] for line in lines] == [f"[{i}] {i} 3 cpu" for i in range(3)]
-  assert all("--xla_force_host_platform_device_count=2" in line for line in lines)
+  assert [line[:13] for line in lines] == [f"[{i}] {i} 3 cpu 2" for i in range(3)]
   assert len({line.split()[-1] for line in lines}) == 1
 
 

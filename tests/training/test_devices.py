@@ -29,10 +29,13 @@ PROGRAM = """
   import jax
   import numpy as np
   import tiny
+  from dmfnet_jax.training import setup
   from dmfnet_jax.training.loop import train_and_evaluate
 
   data_dir, stage1, out = sys.argv[1:]
   print(jax.device_count(), "devices")
+  # A CPU's cores share what divides among them.
+  assert [len(setup.choose_devices(size)) for size in (1, 4, 6, 7)] == [1, 4, 3, 1]
   for config in (tiny.config(1, data_dir), tiny.config(2, data_dir, start=stage1)):
     state = train_and_evaluate(config, f"{out}/stage{config.stage}")
     np.savez(f"{out}/stage{config.stage}.npz", **tiny.leaves(state.params))

@@ -89,7 +89,7 @@ def test_a_wrong_argument_of_a_config_is_named(dmfnet_train, config, message):
 
 
 def test_the_batch_is_divided_among_the_devices(dmfnet_train):
-  """By default those that JAX has."""
+  """By default those that JAX has; of a CPU's cores as many as divide it."""
   with pytest.raises(UserError, match=r"batch_size=4 is global .* a multiple of the 3 devices"):
     check_config(tiny.toy_config(), devices=3)
   check_config(tiny.toy_config(batch_size=6), devices=3)

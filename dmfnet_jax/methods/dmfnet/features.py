@@ -145,9 +145,10 @@ def fuse_noisy(
     return jax.vmap(share)(features, timestep)
 
   def step(totals: list[Array], inputs: tuple[Array, ...]) -> tuple[list[Array], None]:
-    of_step = shares(*inputs[:2], inputs[2] // 2)
+    images, levels, indices = inputs
+    of_step = shares(images, levels, indices // 2)
     if chunk % 2:  # passes of a and b alternate
-      of_source = inputs[2] % 2
+      of_source = indices % 2
       for i in range(chunk):
         totals = [
           total.at[of_source[i]].add(x[i]) for total, x in zip(totals, of_step, strict=True)
