@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint install docs bench clean
 
 # The virtual environment with the package (editable) and all that the tests use but torch.
-install: $(VENV)/.installed
+install: $(VENV)/.installed_test
 
+# The package alone: it fuses, evaluates and trains, and has no TensorFlow.
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed_test: $(VENV)/.installed
 	$(BIN)/pip install --quiet -e ".[test]"
 	touch $@
 
 # Fuses a few simulated pairs with the released model; look at demo/demo.png.
-demo: install
+demo: $(VENV)/.installed
 	$(BIN)/dmfnet demo --out demo
 
 lint: install

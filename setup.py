@@ -14,16 +14,53 @@ VERSION = re.search(
 # so that `dmfnet train --config configs/...` and `dmfnet demo` work outside a checkout.
 CONFIGS = {"dmfnet_jax.configs": "configs"}
 
+# An index shows the README without the files beside it: no pictures, and only a link's text.
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+DESCRIPTION = re.sub(r"^!\[[^\]]*\]\([^)]*\)\n+", "", README, flags=re.MULTILINE)
+DESCRIPTION = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", DESCRIPTION)
+
+# 1.3 GB that only preparing a dataset and writing TensorBoard files import.
+TENSORFLOW = [
+  "tensorflow-cpu>=2.19; platform_system == 'Linux' and platform_machine == 'x86_64'",
+  "tensorflow>=2.19; platform_system != 'Linux' or platform_machine != 'x86_64'",
+]
+# clu.metric_writers imports both; TensorFlow no longer brings TensorBoard.
+TENSORBOARD = [*TENSORFLOW, "tensorboard>=2.19"]
+SERVE = ["gradio>=6.31"]
+ONNX = ["jax2onnx>=0.17"]
+
 setup(
   name="dmfnet_jax",
   version=VERSION,
   description="DM-FNet in JAX/Flax: diffusion-trained fusion of multimodal medical images",
-  long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+  long_description=DESCRIPTION,
   long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  project_urls={
+    "Paper": "https://arxiv.org/abs/2506.15218",
+    "Published program": "https://github.com/HeDan-11/DM-FNet",
+  },
+  keywords=["image fusion", "medical imaging", "diffusion models", "MRI", "PET", "JAX", "Flax"],
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Intended Audience :: Science/Research",
+    "Operating System :: OS Independent",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Processing",
+    "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    "Typing :: Typed",
+  ],
   python_requires=">=3.11",
   packages=[*find_packages(include=["dmfnet_jax", "dmfnet_jax.*"]), *CONFIGS],
   package_dir=CONFIGS,
   package_data={
+    "dmfnet_jax": ["py.typed"],
     "dmfnet_jax.report": ["assets/*"],
     "dmfnet_jax.weights": ["*.safetensors", "*.md", "*.png"],
   },
@@ -39,7 +76,7 @@ setup(
     "matplotlib>=3.9",
     "ml-collections>=1.1",
     "nibabel>=5.3",
-    "nilearn>=0.12",  # carries the ICBM152 templates of the embedded dataset
+    "nilearn>=0.12",  # carries the ICBM152 templates of the demo and of the embedded dataset
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
@@ -47,32 +84,35 @@ setup(
     "pydicom>=3.0",
     "safetensors>=0.6",
     "scipy>=1.14",
-    "tensorboard>=2.19",  # clu.metric_writers imports it; TensorFlow no longer brings it
-    # TensorFlow prepares datasets and writes TensorBoard files; nothing else imports it.
-    "tensorflow-cpu>=2.19; platform_system == 'Linux' and platform_machine == 'x86_64'",
-    "tensorflow>=2.19; platform_system != 'Linux' or platform_machine != 'x86_64'",
-    "tensorflow-datasets>=4.9.9",
+    "shtab>=1.7",  # `dmfnet completion`
+    "tensorflow-datasets>=4.9.9",  # prepared datasets are read through it, without TensorFlow
     "tqdm>=4.66",
   ],
   extras_require={
+    "data": TENSORFLOW,  # `dmfnet data prepare`
+    "tensorboard": TENSORBOARD,  # a training's TensorBoard files beside metrics.jsonl
+    "serve": SERVE,  # `dmfnet serve`
+    "hub": ["huggingface_hub>=0.30"],  # models at hf://OWNER/NAME
+    "onnx": ONNX,  # `dmfnet export --format onnx`
+    "torch": ["torch>=2.6"],  # `dmfnet convert`
+    "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
+    "cuda": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "preflight": ["libtpu"],  # compiles for TPUs on a machine that has none
+    "peers": ["onnxruntime>=1.22", "openvino>=2025.0", "torch>=2.6"],  # bench_peers.py
     "test": [
-      "gradio>=6.31",  # the page of `dmfnet serve`
-      "jax2onnx>=0.17",  # with onnxruntime: `dmfnet export --format onnx` and its parity
+      *TENSORBOARD,
+      *SERVE,
+      *ONNX,
+      "ipykernel>=6.29",  # with nbclient: the notebook of the guides
       "mypy>=1.15",
-      "onnxruntime>=1.22",
+      "nbclient>=0.10",
+      "onnxruntime>=1.22",  # the parity of an exported ONNX program
       "pytest>=8.3",
       "ruff>=0.14",
       "scikit-image>=0.25",  # the oracle of the metrics
       "selenium>=4.30",  # report and page in a real browser, where Chromium is installed
     ],
-    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],  # `make docs`
-    "onnx": ["jax2onnx>=0.17"],  # `dmfnet export --format onnx`
-    "peers": ["onnxruntime>=1.22", "openvino>=2025.0", "torch>=2.6"],  # bench_peers.py
-    "torch": ["torch>=2.6"],
-    "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
-    "serve": ["gradio>=6.31"],
-    "cuda": ["jax[cuda12]>=0.10"],
-    "tpu": ["jax[tpu]>=0.10"],
-    "preflight": ["libtpu"],  # compiles for TPUs on a machine that has none
+    "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
   },
 )

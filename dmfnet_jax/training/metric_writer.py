@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl` always, TensorBoard where TensorFlow is installed."""
+"""Metrics of a run: `metrics.jsonl` always, TensorBoard where both are installed."""
 
 import importlib.util
 import json
@@ -41,7 +41,10 @@ class MetricWriter:
 
       self._tensorboard = metric_writers.SummaryWriter(str(workdir))
     else:
-      say("no TensorFlow or TensorBoard here: metrics go to metrics.jsonl only")
+      say(
+        "metrics go to metrics.jsonl only; for TensorBoard files too: "
+        "pip install 'dmfnet_jax[tensorboard]'"
+      )
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends one line {"step": step, name: value, ...}; values must be finite to be JSON."""

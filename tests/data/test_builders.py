@@ -248,7 +248,7 @@ def test_mistakes_when_preparing_are_named(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="paired_folder needs both a_dir and b_dir"):
     builders.prepare("paired_folder", tmp_path, a_dir=tmp_path)
   monkeypatch.setitem(sys.modules, "tensorflow", None)
-  with pytest.raises(UserError, match="needs TensorFlow"):
+  with pytest.raises(UserError, match=r"needs TensorFlow .*: pip install 'dmfnet_jax\[data\]'$"):
     builders.prepare("paired_folder", tmp_path, tmp_path)
 
 

@@ -26,12 +26,13 @@ def write(workdir, *steps, first_step=0, **scalars):
   return writer
 
 
-def test_a_line_is_there_as_soon_as_it_is_written(tmp_path, monkeypatch):
+def test_a_line_is_there_as_soon_as_it_is_written(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   writer = write(tmp_path, 1, 2)
   assert read(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
   writer.close()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+  assert "pip install 'dmfnet_jax[tensorboard]'" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_null(tmp_path):

@@ -203,8 +203,7 @@ def _write(builder, manual_dir: str | Path | None) -> None:
     import tensorflow  # noqa: F401
   except ImportError as error:
     raise UserError(
-      "preparing a dataset needs TensorFlow, which cannot be imported here "
-      f"({error}); install it with: pip install tensorflow-cpu"
+      f"preparing a dataset needs TensorFlow ({error}): pip install 'dmfnet_jax[data]'"
     ) from error
   import tensorflow_datasets as tfds
 
