@@ -78,6 +78,13 @@ class Tags:
     return bool(self.places)
 
   @property
+  def is_little_endian(self) -> bool:
+    """The byte order of the file that the first of the datasets was read from."""
+    return (
+      not self.places or getattr(self.places[0], "original_encoding", (None, True))[1] is not False
+    )
+
+  @property
   def modality(self) -> str:
     """In upper case."""
     return self.code("Modality").upper()
@@ -274,6 +281,15 @@ def normal_of(orientation: np.ndarray) -> np.ndarray:
   return normal / np.linalg.norm(normal)
 
 
+def private_text(header: pydicom.Dataset, group: int, creator: str, element: int) -> str:
+  """A private tag as text, "" where there is none."""
+  try:
+    value = header.private_block(group, creator)[element].value
+  except Exception:  # no such block, no such tag, or a value that cannot be parsed
+    return ""
+  return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
+
+
 def read_pixels(path: Any) -> np.ndarray:
   """Decodes the pixels of a file: stored values, or colours of any depth, as pydicom shapes them.
 
@@ -303,7 +319,7 @@ def read_pixels(path: Any) -> np.ndarray:
     # Not `iter_pixels`: in pydicom 3.0 it fails for JPEG 2000 whose sign has to be mended.
     decoded = pydicom.pixels.pixel_array(dataset)
     if Tags(dataset).photometric == "PALETTE COLOR":
-      decoded = pydicom.pixels.apply_color_lut(decoded, dataset)[..., :3]  # no alpha
+      decoded = _apply_palette(decoded, dataset)
     return decoded
   except BadFileError:
     raise
@@ -314,6 +330,29 @@ def read_pixels(path: Any) -> np.ndarray:
     if syntax.is_encapsulated:
       reason = f"compressed as {syntax.name}: broken, or beyond the decoders that are installed"
     raise BadFileError(reason) from None
+
+
+def _apply_palette(indices: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+  """Colours [..., 3] of a palette, without alpha.
+
+  Entries of 16 bits that all fit 8 are colours of 8 bits: some programs write them so, and other
+  viewers look at the largest one, too. Big-endian ones are turned, which pydicom does not do.
+  """
+  descriptor = Tags(dataset).numbers("RedPaletteColorLookupTableDescriptor", 2)
+  count, first = (
+    (1, 0) if descriptor is None else (int(descriptor[0]) or 1 << 16, int(descriptor[1]))
+  )
+  if not Tags(dataset).is_little_endian:
+    for colour in ("Red", "Green", "Blue"):
+      keyword = f"{colour}PaletteColorLookupTableData"
+      entries = dataset.get(keyword)
+      if entries and len(entries) == 2 * count:
+        dataset[keyword].value = np.frombuffer(entries, np.uint16).byteswap().tobytes()
+  colours = pydicom.pixels.apply_color_lut(indices, dataset)[..., :3]
+  every = first + np.arange(count)
+  if colours.dtype == np.uint16 and pydicom.pixels.apply_color_lut(every, dataset).max() < 256:
+    return colours.astype(np.uint8)
+  return colours
 
 
 def _is_dicom_file(path: Any) -> bool:

@@ -10,6 +10,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 from dmfnet_jax.io.dicom import headers
 from dmfnet_jax.io.dicom.headers import BadFileError, Tags, normal_of
+from dmfnet_jax.io.dicom.mosaic import check_mosaic
 from dmfnet_jax.io.dicom.suv import Meaning, suv_factor
 from dmfnet_jax.io.grids import UNPLACED, Volume
 from dmfnet_jax.io.scaling import Window
@@ -99,10 +100,12 @@ def read_dicom(path: paths.PathLike) -> Volume:
       frames, order = _sorted_volume(_read_headers(files, skipped), skipped)
       if sum(math.prod(frame.shape) for frame in frames) > headers.MAX_VOXELS:
         raise UserError(f"{len(frames)} images of {frames[0].shape} are too large: cut it up")
+      mosaic = check_mosaic(frames) if frames else ""
       frames, arrays = _decode(frames, skipped)
       if frames:
         notes = [f"{file.name} is left out: {reason}" for file, reason in skipped]
-        return _assemble(frames, arrays, [*notes, order] if order else notes)
+        notes += [note for note in (order, mosaic) if note]
+        return _assemble(frames, arrays, notes)
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
   if files == [place]:
@@ -285,7 +288,7 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
   first, window = frames[0], _common_window(frames, notes)
   data, unit = np.stack(arrays).swapaxes(0, 2), first.unit
   if first.tags.modality == "PT" and unit not in ("SUV", ""):
-    factor, how = suv_factor([frame.header for frame in frames])
+    factor, how = suv_factor([frame.header for frame in frames], unit)
     notes.append(how)
     if factor is not None:
       data *= np.float32(factor)

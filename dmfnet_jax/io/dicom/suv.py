@@ -15,6 +15,8 @@ neutral procedure of the Quantitative Imaging Biomarkers Alliance (QIBA FDG-PET/
   the average count rate occurs (l = ln 2 / half life).
 * The injection is RadiopharmaceuticalStartDateTime, or RadiopharmaceuticalStartTime on the day of
   the scan's start, the day before where it would come later.
+* Enhanced PET has the unit in its real world values (Bq/ml), and says by DecayCorrected,
+  DecayCorrectionDateTime and AttenuationCorrected what the tags above say.
 * Units GML are SUV already (SUVType BW or none); units CNTS have Philips' private factors.
 
 What remains in the syringe is not known to the header, and not subtracted. Sections are those of
@@ -31,17 +33,18 @@ import pydicom
 import pydicom.pixels
 from pydicom.valuerep import DT
 
-from dmfnet_jax.io.dicom.headers import BadFileError, Tags
+from dmfnet_jax.io.dicom.headers import BadFileError, Tags, private_text
 from dmfnet_jax.io.scaling import Window
 
 Linear = tuple[float, float]  # slope, intercept
 
 # Codes of units, as real world values name them, in our words.
 _UCUM = {"{SUVbw}g/ml": "SUV", "[hnsf'U]": "HU", "": "a.u.", "1": "a.u.", "{counts}": "a.u."}
+_UCUM |= {"Bq/ml": "BQML", "Bq/mL": "BQML"}
 # Their values are quantities to be windowed and coloured, whatever grey a viewer gives them.
 _QUANTITIES = ("PT", "NM", "RTDOSE")
-# The tag is in Bq for PET and in MBq for nuclear medicine, and some write MBq in PET as well: less
-# than this is no dose that could be imaged.
+# The tag is in Bq for PET and in MBq for nuclear medicine and enhanced PET (C.8.22.4), and some
+# write MBq in PET and Bq in enhanced PET as well: less than this is no dose that could be imaged.
 _LEAST_DOSE_BQ = 1e4
 # Farther from the injection than this there is nothing to see: the times are not of one day.
 _MOST_HALF_LIVES = 12
@@ -101,7 +104,10 @@ class Meaning:
       self.notes.append("values that are no finite numbers: set to the lowest of their slice")
       values = np.where(finite, values, values[finite].min())
     # Where there is no image: outside the round field of view of a CT, for example.
-    pad, limit = tags.number("PixelPaddingValue"), tags.number("PixelPaddingRangeLimit")
+    pad, limit = (
+      _as_stored(tags, keyword, stored.dtype)
+      for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    )
     if pad is not None:
       low, high = sorted((pad, pad if limit is None else limit))
       padding = (stored >= low) & (stored <= high)
@@ -112,14 +118,19 @@ class Meaning:
     return values.astype(np.float32)
 
 
-def suv_factor(slices: list[pydicom.Dataset]) -> tuple[float | None, str]:
+def suv_factor(slices: list[pydicom.Dataset], unit: str) -> tuple[float | None, str]:
   """Finds what rescaled values of a PET series are to be multiplied with, from its headers.
+
+  Args:
+    slices: the header of each slice.
+    unit: of the rescaled values, where the headers have no `Units`, as enhanced PET has none.
 
   Returns:
     (factor, how it came about), or (None, why there is none); one line without patient data.
   """
   first = Tags(slices[0])
   units, kind = first.code("Units").upper(), first.code("SUVType").upper()
+  units = units or unit.replace("a.u.", "")
   try:
     if units == "GML" and kind in ("", "BW"):
       return 1.0, "PET: Units GML, which are SUV by body weight"
@@ -231,6 +242,23 @@ def _pivot(tags: Tags, linear: Linear | None) -> float:
   return ends * linear[0] + 2 * linear[1]
 
 
+def _as_stored(tags: Tags, keyword: str, dtype: np.dtype) -> float | None:
+  """A padding tag's value among stored values of a type; None where there is none.
+
+  It has the representation of the pixels (C.7.5.1.1.2), but many programs write its 16 bits with
+  the sign of another: 63536 stands for -2000 among signed values, and the other way round.
+  """
+  value = tags.number(keyword)
+  raw = tags.value(keyword) if value is None else None
+  if isinstance(raw, bytes) and len(raw) == 2:
+    value = float(int.from_bytes(raw, "little" if tags.is_little_endian else "big"))
+  if value is None or not -(1 << 15) <= value < 1 << 16:
+    return value
+  if dtype.kind == "i" and value >= 1 << 15:
+    return value - (1 << 16)
+  return value + (1 << 16) if dtype.kind == "u" and value < 0 else value
+
+
 def _to_8_bits(colour: np.ndarray, tags: Tags) -> np.ndarray:
   """Scales colours of any depth to uint8 0..255 by their full range."""
   bits = colour.dtype.itemsize * 8
@@ -253,25 +281,43 @@ def _positive(tags: Tags, keyword: str) -> float:
 def _decayed_dose(slices: list[pydicom.Dataset]) -> tuple[float, str]:
   """The dose in Bq at the time to which the image was corrected, and how that was found."""
   first = Tags(slices[0])
+  is_enhanced = bool(first.text("DecayCorrected"))
   corrected = first.text("CorrectedImage").upper().split("\\")
-  for code, name in (("ATTN", "attenuation"), ("DECY", "decay")):
-    if code not in corrected:
-      raise _NoSuvError(f"CorrectedImage does not list {code} (correction of {name})")
+  for code, name in (("ATTN", "Attenuation"), ("DECY", "Decay")):
+    if is_enhanced and first.code(f"{name}Corrected").upper() != "YES":
+      raise _NoSuvError(f"{name}Corrected is not YES")
+    if not is_enhanced and code not in corrected:
+      raise _NoSuvError(f"CorrectedImage does not list {code} (correction of {name.lower()})")
   given = first.item("RadiopharmaceuticalInformationSequence")
   dose = _positive(given, "RadionuclideTotalDose")
+  if is_enhanced and dose < _LEAST_DOSE_BQ:
+    dose *= 1e6
   if dose < _LEAST_DOSE_BQ:
     raise _NoSuvError("RadionuclideTotalDose is too small to be in Bq")
   correction = first.code("DecayCorrection").upper()
   if correction == "ADMIN":
     return dose, "decay-corrected to the injection (ADMIN)"
-  if correction != "START":
+  if correction != "START" and not is_enhanced:
     raise _NoSuvError(f"DecayCorrection {correction or 'is missing'}, and SUV needs START or ADMIN")
   half_life = _positive(given, "RadionuclideHalfLife")
-  start, how = _scan_start(slices, half_life)
+  if is_enhanced:
+    start, how = _corrected_to(first), "DecayCorrectionDateTime"
+  else:
+    start, found = _scan_start(slices, half_life)
+    how = f"the scan's start (START, {found})"
   passed = (start - _injection(first, given, start)).total_seconds()
   if not 0 <= passed <= _MOST_HALF_LIVES * half_life:
     raise _NoSuvError("the times of injection and scan do not belong together")
-  return dose * 2 ** (-passed / half_life), f"decay-corrected to the scan's start (START, {how})"
+  return dose * 2 ** (-passed / half_life), f"decay-corrected to {how}"
+
+
+def _corrected_to(tags: Tags) -> datetime.datetime:
+  """The time to which enhanced PET is corrected, which it names itself."""
+  zone = tags.text("TimezoneOffsetFromUTC")
+  time = _parse_time(tags.text("DecayCorrectionDateTime"), zone)
+  if time is None:
+    raise _NoSuvError("no DecayCorrectionDateTime")
+  return time
 
 
 def _scan_start(slices: list[pydicom.Dataset], half_life: float) -> tuple[datetime.datetime, str]:
@@ -282,7 +328,7 @@ def _scan_start(slices: list[pydicom.Dataset], half_life: float) -> tuple[dateti
     return series, "from SeriesTime"
   if not times:
     raise _NoSuvError("no SeriesDate and SeriesTime, nor AcquisitionDate and AcquisitionTime")
-  scan = _parse_time(_private(slices[0], 0x0009, "GEMS_PETD_01", 0x0D))
+  scan = _parse_time(private_text(slices[0], 0x0009, "GEMS_PETD_01", 0x0D))
   if scan is not None:
     return scan, "from GE's scan time"
   earliest = min(times)
@@ -332,15 +378,6 @@ def _parse_time(stamp: str, zone: str = "") -> datetime.datetime | None:
 def _philips(header: pydicom.Dataset, element: int) -> float:
   """One of the scanner's factors, 0 where there is none."""
   with contextlib.suppress(ValueError):
-    factor = float(_private(header, 0x7053, "Philips PET Private Group", element))
+    factor = float(private_text(header, 0x7053, "Philips PET Private Group", element))
     return factor if 0 < factor < math.inf else 0.0
   return 0.0
-
-
-def _private(header: pydicom.Dataset, group: int, creator: str, element: int) -> str:
-  """A private tag as text, "" where there is none."""
-  try:
-    value = header.private_block(group, creator)[element].value
-  except Exception:  # no such block, no such tag, or a value that cannot be parsed
-    return ""
-  return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
