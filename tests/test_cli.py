@@ -52,7 +52,7 @@ def fused(a, b, out, **options):
   return [("fuse_files", (a, b, out, FuseOptions(**options)), {})]
 
 
-EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32"}
+EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32", "file_format": "jax"}
 PARTS = {"unet": "u.pth", "fusion_head": "h.pth"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
@@ -289,7 +289,9 @@ def test_version(capsys):
   assert capsys.readouterr().out == f"dmfnet {dmfnet_jax.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["fuse", "only one"]])
+@pytest.mark.parametrize(
+  "arguments", [["--help"], ["fuse", "--help"], ["fuse", "only one"], ["data", "prepare", "--help"]]
+)
 def test_nothing_heavy_is_imported_to_parse(arguments):
   code = (
     "import sys; from dmfnet_jax.cli import main; main(sys.argv[1:]);"

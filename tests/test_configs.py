@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dmfnet_jax import methods
 from dmfnet_jax.configs import ablations
-from dmfnet_jax.data import builders
+from dmfnet_jax.data import datasets
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.methods.method import Context, join
 from dmfnet_jax.training import defaults, setup
@@ -71,7 +71,7 @@ def test_config_can_be_trained(name):
   """Up to the loss of a batch, traced and not computed."""
   config = load(name)
   assert config.is_locked
-  assert config.dataset in builders.BUILDERS
+  assert config.dataset in datasets.DATASETS
   setup.check_config(config)
   run = run_of(name)
   params = shapes(run)

@@ -144,9 +144,9 @@ def check_conversion(args, monkeypatch):
 
 def check_dataset(args, monkeypatch):
   """There is such a dataset."""
-  from dmfnet_jax.data.builders import BUILDERS
+  from dmfnet_jax.data.datasets import DATASETS
 
-  assert args.name in BUILDERS
+  assert args.name in DATASETS
 
 
 def check_model(args, monkeypatch):

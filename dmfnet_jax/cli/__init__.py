@@ -31,6 +31,7 @@ COMMANDS = (
   "convert",
   "report",
   "serve",
+  "completion",
 )
 
 

@@ -2,15 +2,21 @@
 
 import argparse
 
+from dmfnet_jax.data.datasets import DATASETS
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the steps, of which there is one, and its arguments."""
   steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
   about = "Read a dataset's files once and write it in the form that training reads."
   prepare = steps.add_parser("prepare", help=about, description=about, allow_abbrev=False)
-  prepare.add_argument("name", metavar="NAME", help="the dataset, such as mni_pairs")
+  known = "; ".join(f"{name}: {dataset.about}" for name, dataset in DATASETS.items())
+  prepare.add_argument("name", metavar="NAME", choices=[*DATASETS], help=f"the dataset. {known}")
   prepare.add_argument("--data-dir", metavar="DIR", required=True, help="where to write it")
-  prepare.add_argument("--manual-dir", metavar="DIR", help="where its files lie, if on disk")
+  brought = ", ".join(name for name, dataset in DATASETS.items() if dataset.brings)
+  prepare.add_argument(
+    "--manual-dir", metavar="DIR", help=f"where your pictures lie; {brought} needs none"
+  )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,15 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dmfnet_jax.data.datasets import DATASETS
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.color import to_grey
 from dmfnet_jax.io.pictures import list_images, read_image
 
 _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
 SPLITS = ("train", "validation", "test")
-
-# Name -> builder class, in the module `dmfnet_jax.data.builders.NAME`.
-BUILDERS = {"harvard_mmif": "HarvardMmif", "mni_pairs": "MniPairs", "paired_folder": "PairedFolder"}
 
 
 def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):
@@ -39,7 +37,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
   dataset that is there already is left as it is.
 
   Args:
-    name: One of `BUILDERS`.
+    name: One of `DATASETS`.
     data_dir: Root of the prepared datasets; made if missing.
     manual_dir: Folder with the user's own pictures, for the builders that need one.
     **options: Arguments of the builder's class.
@@ -48,7 +46,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.
   """
   _check_name(name)
-  builder_class = getattr(importlib.import_module(f"{__name__}.{name}"), BUILDERS[name])
+  builder_class = getattr(importlib.import_module(f"{__name__}.{name}"), DATASETS[name].builder)
   builder = builder_class(data_dir=str(data_dir), file_format="array_record", **options)
   folder = builder.data_dir
   if (builder.data_path / _LAST_FILE).exists():
@@ -103,7 +101,7 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
   """Opens a prepared dataset for random access, without TensorFlow.
 
   Args:
-    name: One of `BUILDERS`.
+    name: One of `DATASETS`.
     data_dir: Root of the prepared datasets: a local or mounted folder, or a `gs://` address where
       `gcsfs` is installed. The newest version there is read.
     split: A split's name, or a slice of one in TFDS's notation, such as `train[:10%]`.
@@ -127,7 +125,7 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
     ) from error
   if not versions:
     command = f"dmfnet data prepare {name} --data-dir {data_dir}"
-    if name != "mni_pairs":
+    if not DATASETS[name].brings:
       command += " --manual-dir FOLDER"
     raise UserError(f"no prepared dataset {name!r} in {data_dir}; prepare it with: {command}")
 
@@ -193,8 +191,8 @@ def manual_folder(builder, dl_manager) -> Path:
 
 
 def _check_name(name: str) -> None:
-  if name not in BUILDERS:
-    raise UserError(f"unknown dataset {name!r}; known ones: {', '.join(sorted(BUILDERS))}")
+  if name not in DATASETS:
+    raise UserError(f"unknown dataset {name!r}; known ones: {', '.join(DATASETS)}")
 
 
 def _write(builder, manual_dir: str | Path | None) -> None:

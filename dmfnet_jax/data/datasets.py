@@ -1,0 +1,24 @@
+"""The datasets by name, for whoever only names them: standard library only."""
+
+from typing import NamedTuple
+
+
+class Dataset(NamedTuple):
+  """A dataset that can be prepared.
+
+  Attributes:
+    builder: Its builder's class, in the module `dmfnet_jax.data.builders.NAME`.
+    about: What it is, in a few words.
+    brings: Whether nothing has to be on disk before.
+  """
+
+  builder: str
+  about: str
+  brings: bool = False
+
+
+DATASETS = {
+  "harvard_mmif": Dataset("HarvardMmif", "MRI with CT, PET, SPECT of the Harvard brain atlas"),
+  "mni_pairs": Dataset("MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True),
+  "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
+}
