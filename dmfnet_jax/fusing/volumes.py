@@ -125,6 +125,8 @@ def _on_one_grid(a: Volume, b: Volume, resample: bool) -> Volume:
     return dataclasses.replace(b, affine=a.affine, placed=a.placed)
   if resample:
     return grids.resample(b, a)
+  if grids.is_uneven(a) or grids.is_uneven(b):
+    raise UserError(f"A and B lie on different grids: {apart}: {grids.uneven_advice(a, b)}")
   raise UserError(
     f"A and B lie on different grids: {apart}: add --resample to put B on A's grid, once B is "
     "registered to A"

@@ -49,6 +49,8 @@ class Volume:
       one place; "" where unknown.
     positions: float64 [K, 3], where the slices of an uneven series lie, which no affine can say:
       their first voxels in RAS mm; None where the affine says it, or nothing does.
+    steps: float64 [2, 3], in such a series from a voxel to the next along i and j in RAS mm; None
+      where its pixel spacing is unknown.
   """
 
   data: np.ndarray
@@ -60,6 +62,7 @@ class Volume:
   notes: tuple[str, ...] = ()
   frame_uid: str = ""
   positions: np.ndarray | None = None
+  steps: np.ndarray | None = None
 
   @property
   def is_rgb(self) -> bool:
@@ -96,18 +99,15 @@ def is_usable(affine: np.ndarray) -> bool:
 def difference(a: Volume, b: Volume) -> str:
   """Says how the grids of two volumes differ, or "" where they are the same within `TOLERANCE`.
 
-  Array shape, orientation (which way the axes are stored), voxel size and place are compared. Where
-  a volume is not placed, only the shape; of two uneven series, which have no affine, the positions
-  of their slices, too.
+  Array shape, orientation (which way the axes are stored), voxel size and place are compared. An
+  uneven series has no affine: of it and any other the places of their slices. Where a volume does
+  not know its place at all, only the shape.
   """
   parts = []
   if a.shape != b.shape:
     parts.append(f"{_times(a.shape)} against {_times(b.shape)} voxels")
   if not (a.placed and b.placed):
-    if not parts and a.positions is not None and b.positions is not None:
-      apart = np.linalg.norm(a.positions - b.positions, axis=1).max()
-      parts += [f"the same slice up to {apart:.3g} mm apart"] if apart > TOLERANCE else []
-    return "; ".join(parts)
+    return "; ".join(parts or _apart_by_slices(a, b))
   if a.axes != b.axes:
     parts.append(f"axes stored as {a.axes} against {b.axes}")
   tolerance = TOLERANCE * a.voxel_size.min()
@@ -150,6 +150,8 @@ def resample(b: Volume, a: Volume) -> Volume:
   Raises:
     UserError: either place is unknown, or the two do not overlap.
   """
+  if is_uneven(a) or is_uneven(b):
+    raise UserError(f"cannot resample: {uneven_advice(a, b)}")
   if not (a.placed and b.placed):
     raise UserError("cannot resample: the file does not say where its voxels lie")
   ways = [nibabel.io_orientation(volume.affine) for volume in (b, a)]
@@ -226,6 +228,48 @@ def slice_position(volume: Volume, plane: str, index: int) -> np.ndarray:
   middle = (np.array(volume.shape) - 1) / 2
   middle[normal] = index if way[normal, 1] > 0 else volume.shape[normal] - 1 - index
   return nibabel.affines.apply_affine(volume.affine, middle)
+
+
+def is_uneven(volume: Volume) -> bool:
+  """Whether it is a series of slices at uneven distances, whose places no affine says."""
+  has_places = volume.positions is not None and volume.steps is not None
+  return has_places and not volume.placed and volume.shape[2] > 1
+
+
+def uneven_advice(a: Volume, b: Volume) -> str:
+  """What to do about volumes of which one at least is uneven."""
+  which = " and ".join(name for name, volume in (("A", a), ("B", b)) if is_uneven(volume))
+  return (
+    f"the slices of {which} are not evenly spaced: add the missing slices, or keep only those that "
+    "A and B share"
+  )
+
+
+def _apart_by_slices(a: Volume, b: Volume) -> list[str]:
+  """How two volumes of one shape differ in the places of their slices, as far as both have them."""
+  (first_a, steps_a), (first_b, steps_b) = _slices(a), _slices(b)
+  if first_a is None or first_b is None:
+    return []
+  edges = np.linalg.norm(np.diff(first_a, axis=0), axis=1)
+  apart = first_a - first_b
+  if steps_a is not None and steps_b is not None:
+    # The far corners tell other directions and pixel sizes.
+    corners = np.array(list(itertools.product(*((0, length - 1) for length in a.shape[:2]))))
+    apart = apart[:, None] + corners @ (steps_a - steps_b)
+    edges = np.append(edges, np.linalg.norm(steps_a, axis=1))
+  most = np.linalg.norm(apart, axis=-1).max()
+  tolerance = TOLERANCE * (edges.min() if edges.size else 1)
+  if most <= tolerance:
+    return []
+  return [f"the same slice up to {most:.3g} mm apart (tolerance {tolerance:.2g} mm)"]
+
+
+def _slices(volume: Volume) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """The first voxels [K, 3] of the slices, and the steps [2, 3] along i and j; None if unknown."""
+  if not volume.placed:
+    return volume.positions, volume.steps
+  along_slices = np.arange(volume.shape[2])[:, None] * volume.affine[:3, 2]
+  return volume.affine[:3, 3] + along_slices, volume.affine[:3, :2].T
 
 
 def _corners(volume: Volume) -> np.ndarray:

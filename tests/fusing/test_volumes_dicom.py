@@ -232,3 +232,50 @@ def test_another_frame_of_reference_is_no_registration(tmp_path, model, capsys):
   assert "--same-frame" in record["options"].split()
   assert _fuse(a, a, "-o", tmp_path / "same") == 0
   assert "warnings" not in json.loads((tmp_path / "same.json").read_text())
+
+
+def _at(*heights, **tags):
+  return {
+    "count": len(heights),
+    "ImagePositionPatient": lambda k: [-30.5, -20.25, heights[k]],
+  } | tags
+
+
+EVEN = _at(0, 3, 6, 9, 12)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+@pytest.mark.parametrize(
+  ("a", "b", "uneven"),
+  [
+    (EVEN, _at(0, 3, 9, 12, 15), "B"),  # one is missing
+    (_at(0, 3, 9, 12, 15), EVEN, "A"),
+    (_at(0, 2.5, 5, 10, 15), EVEN, "A"),  # as in one head CT
+    (_at(0, 2.5, 5, 10, 15), _at(0, 5, 10, 12.5, 15), "A and B"),
+    # The same slices, but pixels of another size or shown from another side.
+    (_at(0, 3, 9), _at(0, 3, 9, PixelSpacing=[2.5, 1.3]), "A and B"),
+    (_at(0, 3, 9), _at(0, 3, 9, ImageOrientationPatient=[-1, 0, 0, 0, -1, 0]), "A and B"),
+  ],
+)
+def test_slices_at_different_places_are_not_fused(tmp_path, model, capsys, a, b, uneven, resample):
+  paths = [phantoms.write_series(tmp_path / name, **tags) for name, tags in (("a", a), ("b", b))]
+  out = tmp_path / "out.nii.gz"
+  assert _fuse(*paths, "-o", out, *(["--resample"] if resample else [])) == 1
+  assert f"the slices of {uneven} are not evenly spaced" in capsys.readouterr().err
+  assert not out.exists()
+  assert not model.calls
+
+
+def test_uneven_slices_at_the_same_places_are_fused(tmp_path, model):
+  paths = [phantoms.write_series(tmp_path / name, **_at(0, 2.5, 5, 10)) for name in "ab"]
+  assert _fuse(*paths, "-o", tmp_path / "out.nii.gz") == 0
+
+
+@pytest.mark.parametrize(("height", "code"), [(6, 0), (9, 1)])
+@pytest.mark.parametrize("thickness", [4, None])  # without one a single slice has no affine
+def test_single_slices_are_fused_where_they_lie_at_one_place(
+  tmp_path, model, height, code, thickness
+):
+  a = phantoms.write_series(tmp_path / "a", **_at(6))
+  b = phantoms.write_series(tmp_path / "b", **_at(height, SliceThickness=thickness))
+  assert _fuse(a, b, "-o", tmp_path / "out.nii.gz") == code

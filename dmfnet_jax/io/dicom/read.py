@@ -296,6 +296,9 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
       window = window and (window[0] * factor, window[1] * factor)
   positions = _positions(frames)
   affine = None if positions is None else _affine(frames, positions)
+  steps = None
+  if first.spacing is not None and first.orientation is not None:
+    steps = first.orientation.reshape(2, 3) * first.spacing[::-1, None] * _TO_RAS
   if positions is not None and len(frames) > 1:
     notes += _gap_notes(positions, normal_of(first.orientation))
   return Volume(
@@ -307,6 +310,7 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
     notes=tuple(notes),
     frame_uid=str(first.tags.uid("FrameOfReferenceUID")),
     positions=positions * _TO_RAS if affine is None and positions is not None else None,
+    steps=steps if affine is None else None,
     source=frames,
   )
 
