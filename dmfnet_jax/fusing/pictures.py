@@ -52,10 +52,10 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair
     raise UserError(f"A is {size_a} and B {size_b} pixels (width x height): register B to A first")
   remarks = {}
   # Grey pictures are often stored with three equal channels: nothing is lost there.
-  if a.ndim == 3 and not _is_neutral(a):
+  if a.ndim == 3 and not color.is_neutral(a):
     remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
   if options.lut is not None:
-    if b.ndim == 3 and not _is_neutral(b):
+    if b.ndim == 3 and not color.is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
     b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
   windows = {"a": window_a, "b": window_b}
@@ -98,12 +98,8 @@ def _read(path: Any, window: Window | str | None) -> tuple[np.ndarray, UsedWindo
     return pictures.read_image(path), None
   values = pictures.read_values(path)
   if values.ndim == 3:
-    if not _is_neutral(values):
+    if not color.is_neutral(values):
       raise UserError(f"{path}: is coloured: a window is for grey pictures")
     values = values[..., 0]
   used = choose_window(values, path, window)
   return scaling.to_uint8(values, used.window), used
-
-
-def _is_neutral(picture: np.ndarray) -> bool:
-  return bool((picture == picture[..., :1]).all())

@@ -3,16 +3,13 @@
 A and B must lie on one grid (`grids.difference`); otherwise the pair is refused, or B resampled
 onto A's grid where that was asked for. Series that name different frames of reference are refused
 unless the user says that they are registered. Both become 8-bit slices through their windows, B
-coloured where a colour map was asked for; the network fuses their luma, and B's chroma goes back
-where the result is to be coloured. The noise of a slice is drawn from (seed, "STEM/plane/index"),
-so a slice does not depend on the others nor on the batch. A slice that is black in both stays black
-without being fused.
+coloured where a colour map was asked for; `inference.volumes` fuses their slices.
 
 The result's values are grey levels 0..255, not the units of A and B. It has A's grid and place.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +21,12 @@ from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
+from dmfnet_jax.inference.volumes import by_plane, fuse_shown
 from dmfnet_jax.io import color, grids, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.scaling import Window
 from dmfnet_jax.io.volumes import read_volume
 from dmfnet_jax.messages import say
-
-# The model holds float copies of what it is given: a large volume goes to it in pieces.
-_BATCHES_PER_CALL = 4
 
 
 def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_sha256: str) -> int:
@@ -69,31 +64,39 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   grey_a, window_a = _shown(a, options.windows["a"], pair.a)
   if a.is_rgb:
     say(f"warning: {pair.a}: is coloured: only the luma is used")
-    grey_a = _by_plane(color.rgb_to_luma, grey_a)
+    grey_a = by_plane(color.rgb_to_luma, grey_a)
   shown_b, window_b = _shown(b, options.windows["b"], pair.b)
   lut = None if b.is_rgb else options.volume_lut
   if b.is_rgb and options.lut is not None:
     raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
   if lut is not None:
     shown_b = scaling.apply_lut(shown_b, options.table)
-  has_colour = shown_b.ndim == 4
-  grey_b = _by_plane(color.rgb_to_luma, shown_b) if has_colour else shown_b
   windows = {"a": window_a, "b": window_b}
   if any(windows.values()):
     colours = f"; colours: {lut}" if lut else ""
     say(f"pair {pair.stem}: windows: {describe_windows(windows)}{colours}")
 
-  slices_a, slices_b = (grids.to_pictures(grey, a.affine, plane) for grey in (grey_a, grey_b))
-  fused, std = _fuse_slices(model, slices_a, slices_b, f"{pair.stem}/{plane}", options)
-  luma = grids.from_pictures(fused, a.affine, plane)
+  with stream.Progress(count, "slice") as progress:
+    luma, rgb, std = fuse_shown(
+      model,
+      grey_a,
+      shown_b,
+      a.affine,
+      plane,
+      pair.stem,
+      seed=options.seed,
+      samples=options.samples,
+      batch_size=options.batch_size,
+      on_done=progress.done,
+    )
   record = make_record(options, pair.stem, model_sha256, windows, lut, plane, a.shape, warnings)
   return FusedVolume(
     a=a,
     grey_a=grey_a,
     shown_b=shown_b,
     luma=luma,
-    rgb=_by_plane(color.replace_luma, shown_b, luma) if has_colour else None,
-    std=None if std is None else grids.from_pictures(std, a.affine, plane),
+    rgb=rgb,
+    std=std,
     plane=plane,
     record=record,
   )
@@ -151,31 +154,3 @@ def _shown(
   if given is not None:
     raise UserError(f"{path}: is coloured already: a window is for scalar volumes")
   return volume.data, None
-
-
-def _fuse_slices(
-  model: Any, a: np.ndarray, b: np.ndarray, prefix: str, options: FuseOptions
-) -> tuple[np.ndarray, np.ndarray | None]:
-  """Fuses grey slices uint8 [N, H, W]: the same, and float32 deviations where there are samples."""
-  todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
-  fused = np.zeros(a.shape, np.uint8)
-  std = None if options.samples is None else np.zeros(a.shape, np.float32)
-  size = model.padded_size(*a.shape[1:])
-  at_once = _BATCHES_PER_CALL * model.batch_size(size, options.batch_size)
-  with stream.Progress(len(todo), "slice") as progress:
-    for start in range(0, len(todo), at_once):
-      chosen = todo[start : start + at_once]
-      asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
-      asked |= {"names": [f"{prefix}/{i}" for i in chosen], "on_done": progress.done}
-      if std is None:
-        fused[chosen] = model.fuse(a[chosen], b[chosen], **asked)
-      else:
-        fused[chosen], std[chosen] = model.fuse(
-          a[chosen], b[chosen], **asked, samples=options.samples
-        )
-  return fused, std
-
-
-def _by_plane(function: Callable[..., np.ndarray], *volumes: np.ndarray) -> np.ndarray:
-  """Applies colour arithmetic plane by plane: its integers take many times the volume's memory."""
-  return np.stack([function(*planes) for planes in zip(*volumes, strict=True)])

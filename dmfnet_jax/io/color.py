@@ -39,6 +39,11 @@ def to_grey(image: np.ndarray) -> np.ndarray:
   return image if image.ndim == 2 else rgb_to_luma(image)
 
 
+def is_neutral(image: np.ndarray) -> bool:
+  """Whether a picture [..., 3] of any dtype is grey: its three channels are equal everywhere."""
+  return bool((image == image[..., :1]).all())
+
+
 def replace_luma(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
   """Returns the picture with its colour kept and its luma replaced.
 

@@ -70,6 +70,14 @@ def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
   Raises:
     UserError: the file cannot be written.
   """
+  encoded = to_image(data, like).to_bytes()
+  if os.fspath(path).lower().endswith(".gz"):
+    encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
+  paths.write_bytes(path, encoded)
+
+
+def to_image(data: np.ndarray, like: Volume) -> Any:
+  """Returns the nibabel image, NIfTI-1 or where needed NIfTI-2, that `write_nifti` writes."""
   large = max(data.shape) > np.iinfo(np.int16).max  # NIfTI-1 counts voxels in 16 bits
   second = large or isinstance(like.source, nibabel.Nifti2Header)
   kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
@@ -82,15 +90,40 @@ def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
   # Without a place none is made up: nibabel would add one that differs from the header's.
   image = kind(data, like.affine if like.placed else None, header)
   image.header.set_slope_inter(1, 0)  # values mean themselves, whatever A's were scaled by
-  encoded = image.to_bytes()
-  if os.fspath(path).lower().endswith(".gz"):
-    encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
-  paths.write_bytes(path, encoded)
+  return image
+
+
+def from_image(image: Any) -> Volume:
+  """Takes a nibabel image of any format for a volume; what is refused is as for a file.
+
+  Returns:
+    The volume; its `source` is the header.
+
+  Raises:
+    UserError: it is no volume that can be fused.
+  """
+  shape, _ = _check_header(image.header)
+  return _to_volume(image, shape)
 
 
 def _read(data: bytes) -> Volume:
   kind, header = _read_header(data)
-  shape = header.get_data_shape()
+  shape, dtype = _check_header(header)
+  if not np.isfinite(header["vox_offset"]):
+    raise UserError("broken header: vox_offset, where the voxels begin, is not a number")
+  offset = max(int(header["vox_offset"]), 0)
+  needed = offset + math.prod(shape) * dtype.itemsize
+  content = _content(data, needed)
+  if len(content) < needed:
+    raise UserError(
+      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
+    )
+  return _to_volume(kind.from_bytes(content), shape)
+
+
+def _check_header(header: Any) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns the shape in three dimensions and the type of the voxels."""
+  shape = tuple(header.get_data_shape())
   while len(shape) > 3 and shape[-1] == 1:
     shape = shape[:-1]
   if len(shape) > 3:
@@ -111,29 +144,23 @@ def _read(data: bytes) -> Volume:
     raise UserError(f"voxels of a type that cannot be read (code {header['datatype']})")
   if dtype.kind == "c":
     raise UserError("holds complex numbers: save the magnitude")
+  return shape, dtype
 
-  if not np.isfinite(header["vox_offset"]):
-    raise UserError("broken header: vox_offset, where the voxels begin, is not a number")
-  offset = max(int(header["vox_offset"]), 0)
-  needed = offset + math.prod(shape) * dtype.itemsize
-  content = _content(data, needed)
-  if len(content) < needed:
-    raise UserError(
-      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
-    )
-  image = kind.from_bytes(content)
-  if not is_usable(image.affine):
+
+def _to_volume(image: Any, shape: tuple[int, ...]) -> Volume:
+  affine = image.header.get_best_affine() if image.affine is None else image.affine
+  if not is_usable(affine):
     raise UserError(
       "its affine is singular or not finite, so voxels have no place: repair its sform or qform"
     )
   notes, placed = _place(image)
-  if dtype.names is not None:
+  if image.get_data_dtype().names is not None:
     stored = np.asarray(image.dataobj).reshape(shape)
     values = np.stack([stored[name] for name in ("R", "G", "B")], axis=-1)
   else:
     values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
     values = _replace_nonfinite(values, notes)
-  return Volume(values, image.affine, placed, source=image.header, notes=tuple(notes))
+  return Volume(values, affine, placed, source=image.header, notes=tuple(notes))
 
 
 def _read_header(data: bytes) -> tuple[Any, Any]:
@@ -179,6 +206,8 @@ def _content(data: bytes, needed: int) -> bytes:
 def _place(image: Any) -> tuple[list[str], bool]:
   """What to say about a volume's place, and whether it has one."""
   header = image.header
+  if not isinstance(header, nibabel.Nifti1Header):
+    return [], image.affine is not None  # other formats have one place
   codes = header["sform_code"], header["qform_code"]
   if not any(codes):
     return ["its header does not say where it lies (sform and qform codes are 0)"], False

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from etils import epath
+from PIL import Image
 
 import dmfnet_jax
 from dmfnet_jax.diffusion.schedule import make_schedule
@@ -249,11 +251,72 @@ def test_fuse_noisy_refuses_other_sizes_and_steps(net):
     net.fuse_noisy(noisy[:2], noisy[:2], levels[:2])
 
 
-def test_a_coloured_a_gives_its_luma(net, colour):
-  """Two RGB arrays are two pictures, not a batch of narrow ones."""
+def test_two_rgb_arrays_are_two_pictures():
+  """As np.array(Image.open(...)) gives them: not a batch of grey pictures of W x 3."""
+  net, a, b = Model(*tiny.model()), draw(*SIZE, 3), draw(*SIZE, 3, seed=1)
+  expected = net.fuse(rgb_to_luma(a), b)
+  with pytest.warns(UserWarning, match=r"a is coloured: of it only the luma .*\[H, W, 3\]"):
+    np.testing.assert_array_equal(net.fuse(a, b), expected)
+  for sources, result in [
+    (([a], [b]), [expected]),
+    ((a[None], b[None]), [expected]),
+    ((a, rgb_to_luma(b)), net.fuse(rgb_to_luma(a), rgb_to_luma(b))),
+  ]:
+    with pytest.warns(UserWarning, match="a is coloured: of it only the luma is used$"):
+      np.testing.assert_array_equal(net.fuse(*sources), result)
+
+
+def test_grey_in_three_channels_is_not_warned_of(net, colour):
   a, b = colour[0][0], colour[1][0]
   rgb = np.repeat(a[..., None], 3, axis=-1)
-  np.testing.assert_array_equal(net.fuse([rgb], [b])[0], net.fuse(a, b))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    np.testing.assert_array_equal(net.fuse(rgb, b), net.fuse(a, b))
+
+
+def test_narrow_pictures_are_a_batch_where_something_shows_it(net):
+  """In lists, or beside a batch in colour; one of other widths that are no colours is asked of."""
+  a, b, rgb = draw(2, 5, 3), draw(2, 5, 3, seed=1), draw(2, 5, 3, 3, seed=2)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert [x.shape for x in net.fuse(list(a), list(b))] == [(5, 3)] * 2
+    assert net.fuse(a, rgb).shape == (2, 5, 3, 3)
+  for width, kind in ((1, "grey"), (2, "grey with alpha"), (4, "RGBA")):
+    x = draw(2, 5, width)
+    with pytest.raises(UserError, match=rf"\(2, 5, {width}\): one {kind} picture, or a batch"):
+      net.fuse(x, x)
+
+
+def test_floats_in_0_to_1_are_refused(net, grey):
+  """All pictures of a source decide: a constant one among others is nothing unusual."""
+  a, b = (to_float(x) for x in grey)
+  for unit in (a / 2 + 0.5, b * 0):
+    with pytest.raises(UserError, match=r"^b is float .* no negative value.*: give 2 \* b - 1, or"):
+      net.fuse(a, unit)
+    with pytest.raises(UserError, match=r"^b is float"):
+      net.fuse(list(a), list(unit))
+  assert net.fuse(a, np.stack([b[0] * 0, *b[1:]])).shape == b.shape
+  assert len(net.fuse(list(a), [b[0] * 0, *b[1:]])) == 3
+  with pytest.raises(UserError, match=r"^a is float and must lie in \[-1, 1\], got 4.0 to 248.0"):
+    net.fuse(grey[0].astype(float), b)
+
+
+def test_paths_are_read(net, colour, tmp_path):
+  """With the command's name, and so its noise: the stem of A."""
+  a, b = colour[0][0], colour[1][0]
+  for name, x in (("x.png", a), ("b.png", b)):
+    Image.fromarray(x).save(tmp_path / name)
+  expected = net.fuse(a, b, names="x")
+  files = tmp_path / "x.png", str(tmp_path / "b.png")
+  np.testing.assert_array_equal(net.fuse(*files), expected)
+  np.testing.assert_array_equal(net.fuse(files[0], b), expected)
+  np.testing.assert_array_equal(net.fuse(*([x] for x in files), seed=0)[0], expected)
+  np.testing.assert_array_equal(net.fuse(*files, names=""), net.fuse(a, b))
+  with pytest.raises(UserError, match=r"none\.png"):
+    net.fuse(tmp_path / "none.png", b)
+  (tmp_path / "x.nii.gz").write_bytes(b"")
+  with pytest.raises(UserError, match=r"x\.nii\.gz: a volume: give nibabel.load\(...\) of it"):
+    net.fuse(tmp_path / "x.nii.gz", b)
 
 
 def test_a_model_file_is_loaded(net, model_file, grey):
