@@ -16,13 +16,13 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
-from dmfnet_jax.fusing.kinds import PICTURE
+from dmfnet_jax.fusing.kinds import NIFTI, PICTURE
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown
-from dmfnet_jax.io import color, grids, scaling
+from dmfnet_jax.io import color, grids, nifti, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.scaling import Window
 from dmfnet_jax.io.volumes import read_volume
@@ -61,6 +61,8 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   if pair.out_kind == PICTURE and count != 1:
     raise UserError(f"{pair.out}: {count} slices do not fit a picture: name a folder, with --png")
 
+  if pair.out_kind == NIFTI and (told := nifti.describe_place(a)):
+    say(f"warning: {pair.out}: {told}")
   grey_a, window_a = _shown(a, options.windows["a"], pair.a)
   if a.is_rgb:
     say(f"warning: {pair.a}: is coloured: only the luma is used")

@@ -10,7 +10,6 @@ the header of A as far as it tells of geometry and units; free text, intents and
 may name a patient, are left out.
 """
 
-import contextlib
 import gzip
 import math
 import os
@@ -22,7 +21,7 @@ import numpy as np
 
 import dmfnet_jax
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import paths
+from dmfnet_jax.io import nifti_header, paths
 from dmfnet_jax.io.grids import Volume, is_usable
 
 MAX_VOXELS = 1 << 29
@@ -93,6 +92,16 @@ def to_image(data: np.ndarray, like: Volume) -> Any:
   return image
 
 
+def describe_place(like: Volume) -> str:
+  """Says what a result like a volume cannot tell of its place, or ""."""
+  had_both = like.placed
+  if isinstance(like.source, nibabel.Nifti1Header):
+    had_both = bool(like.source["sform_code"] and like.source["qform_code"])
+  if not had_both or _clean_header(like, nibabel.Nifti1Image)["qform_code"]:
+    return ""
+  return "its place is in the sform alone: the qform cannot hold it, and has the code 0"
+
+
 def from_image(image: Any) -> Volume:
   """Takes a nibabel image of any format for a volume; what is refused is as for a file.
 
@@ -103,7 +112,14 @@ def from_image(image: Any) -> Volume:
     UserError: it is no volume that can be fused.
   """
   shape, _ = _check_header(image.header)
-  return _to_volume(image, shape)
+  notes: list[str] = []
+  is_nifti = isinstance(image.header, nibabel.Nifti1Header)
+  if is_nifti and (factor := nifti_header.mm_of_unit(image.header)) != 1:
+    header, affine = image.header.copy(), image.affine
+    notes = nifti_header.mend(header)
+    affine = None if affine is None else np.diag([factor, factor, factor, 1]) @ affine
+    image = type(image)(image.dataobj, affine, header)
+  return _to_volume(image, shape, notes)
 
 
 def _read(data: bytes) -> Volume:
@@ -118,7 +134,10 @@ def _read(data: bytes) -> Volume:
     raise UserError(
       f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
     )
-  return _to_volume(kind.from_bytes(content), shape)
+  notes = nifti_header.mend(header)
+  # Only the header is written anew: what nibabel reads is as mended.
+  start = header.binaryblock
+  return _to_volume(kind.from_bytes(start + content[len(start) :]), shape, notes)
 
 
 def _check_header(header: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -147,13 +166,14 @@ def _check_header(header: Any) -> tuple[tuple[int, ...], np.dtype]:
   return shape, dtype
 
 
-def _to_volume(image: Any, shape: tuple[int, ...]) -> Volume:
+def _to_volume(image: Any, shape: tuple[int, ...], notes: list[str]) -> Volume:
   affine = image.header.get_best_affine() if image.affine is None else image.affine
   if not is_usable(affine):
     raise UserError(
       "its affine is singular or not finite, so voxels have no place: repair its sform or qform"
     )
-  notes, placed = _place(image)
+  remarks, placed = _place(image)
+  notes = [*notes, *remarks]
   if image.get_data_dtype().names is not None:
     stored = np.asarray(image.dataobj).reshape(shape)
     values = np.stack([stored[name] for name in ("R", "G", "B")], axis=-1)
@@ -211,13 +231,9 @@ def _place(image: Any) -> tuple[list[str], bool]:
   codes = header["sform_code"], header["qform_code"]
   if not any(codes):
     return ["its header does not say where it lies (sform and qform codes are 0)"], False
-  if all(codes):
-    with contextlib.suppress(nibabel.spatialimages.HeaderDataError):  # of the qform: not used
-      last = [max(length - 1, 0) for length in (*image.shape, 1)[:3]]
-      ends = nibabel.affines.apply_affine(image.affine - header.get_qform(), [[0, 0, 0], last])
-      apart = np.linalg.norm(ends, axis=1).max()
-      if apart > 0.5 * nibabel.affines.voxel_sizes(image.affine).min():
-        return [f"its sform and qform differ by {apart:.3g} mm: the sform is used"], True
+  apart = nifti_header.forms_apart(header, image.shape)
+  if apart > 0.5 * nibabel.affines.voxel_sizes(header.get_best_affine()).min():
+    return [f"its sform and qform differ by {apart:.3g} mm: the sform is used"], True
   return [], True
 
 
@@ -251,4 +267,5 @@ def _clean_header(like: Volume, kind: Any) -> Any:
   for field in ("intent_code", "intent_p1", "intent_p2", "intent_p3", "cal_min", "cal_max"):
     header[field] = 0
   header["descrip"] = f"dmfnet_jax {dmfnet_jax.__version__}".encode()
+  nifti_header.drop_false_qform(header, like.shape)
   return header
