@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import color, pictures
+from dmfnet_jax.io import color, panels, pictures
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 
-def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
-  """Draws a pair and its fused picture: A | B | fused | difference.
+def panel(
+  a: Any, b: Any, fused: Any, *, title: str | None = None, overlay: float | None = None
+) -> Figure:
+  """Draws a pair and its fused picture: A | B | overlay | fused | difference.
 
   The difference is that of `difference`: blue where fusion lost brightness, red where it added
   some, white where it kept the brighter source.
@@ -30,37 +32,49 @@ def panel(a: Any, b: Any, fused: Any, *, title: str | None = None) -> Figure:
     b: of the same height and width.
     fused: of the same height and width, such as `model.fuse` returns.
     title: over the figure.
+    overlay: the opacity, 0 to 1, at which B is laid over A, see `io.panels.overlay`; without it
+      the figure has no such column.
 
   Returns:
     The figure. It is not registered with pyplot, so a notebook shows it once and nothing has to be
     closed; `figure.savefig("panel.png")` writes it.
 
   Raises:
-    UserError: matplotlib is not installed, or the pictures do not fit together.
+    UserError: matplotlib is not installed, the pictures do not fit together, or the opacity is out
+      of range.
   """
   pictures = [_to_uint8(name, x) for name, x in (("a", a), ("b", b), ("fused", fused))]
   sizes = [picture.shape[:2] for picture in pictures]
   if len(set(sizes)) > 1:
     raise UserError(f"a, b and fused must be of one height and width, got {sizes}")
+  if overlay is not None and not 0 <= overlay <= 1:
+    raise UserError(f"overlay is an opacity, 0 to 1, got {overlay}")
   try:
     from matplotlib import pyplot
   except ImportError as error:
     raise UserError("figures need matplotlib: pip install matplotlib") from error
 
+  shown = dict(zip(("A", "B", "fused"), pictures, strict=True))
+  if overlay is not None:
+    laid = panels.overlay(pictures[0], color.drop_neutral(pictures[1]), overlay)
+    shown = {"A": shown["A"], "B": shown["B"], "overlay": laid, "fused": shown["fused"]}
   height, width = sizes[0]
   # The room beside the pictures holds the titles and the colour bar.
   figure, axes = pyplot.subplots(
-    1, 4, figsize=(13.2, max(1.5, 3.0 * height / width) + 0.6), layout="constrained"
+    1,
+    len(shown) + 1,
+    figsize=(1.2 + 3.0 * (len(shown) + 1), max(1.5, 3.0 * height / width) + 0.6),
+    layout="constrained",
   )
   pyplot.close(figure)  # else a notebook would show it twice, and pyplot keep it for ever
-  for axis, picture, name in zip(axes, pictures, ("A", "B", "fused"), strict=False):
+  for axis, (name, picture) in zip(axes, shown.items(), strict=False):
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_title(name)
   change = difference(*pictures)
   limit = max(1, int(np.abs(change).max()))
-  shown = axes[3].imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-  axes[3].set_title("fused − max(A, B)")
-  figure.colorbar(shown, ax=axes[3], shrink=0.8, label="grey levels")
+  drawn = axes[-1].imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+  axes[-1].set_title("fused − max(A, B)")
+  figure.colorbar(drawn, ax=axes[-1], shrink=0.8, label="grey levels")
   for axis in axes:
     axis.set_axis_off()
   if title is not None:

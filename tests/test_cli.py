@@ -86,9 +86,9 @@ TRAINING = [
       ),
     ),
     (
-      "fuse a b -o c --precision bfloat16 --resume --shard 3/8",
+      "fuse a b -o c --precision bfloat16 --resume --shard 3/8 --overlay .5",
       1,
-      fused("a", "b", "c", precision="bfloat16", resume=True, shard="3/8"),
+      fused("a", "b", "c", precision="bfloat16", resume=True, shard="3/8", overlay=0.5),
     ),
     (
       # A value with a minus is a value, not an option.
@@ -178,6 +178,8 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("fuse a b -o c --seed -1", "argument --seed: -1 is out of range: 0 to 4294967295"),
     ("fuse a b -o c --seed 4294967296", "argument --seed: 4294967296 is out of range"),
     ("fuse a b -o c --batch-size 0", "argument --batch-size: 0 is out of range: at least 1"),
+    ("fuse a b -o c --overlay 50", "argument --overlay: 50.0 is out of range: 0 to 1"),
+    ("fuse a b -o c --overlay half", "argument --overlay: invalid number value: 'half'"),
     ("fuse a b -o c --samples 0", "argument --samples: 0 is out of range: at least 1"),
     ("fuse a b -o c --axis 3", "argument --axis: invalid choice: '3'"),
     ("fuse a b -o c --window-a --png", "argument --window-a: expected one argument"),

@@ -8,6 +8,7 @@ import pytest
 
 import dmfnet_jax
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io.panels import overlay
 from dmfnet_jax.plot import difference, panel
 
 GREY = np.array([[0, 100, 200], [50, 150, 250]], np.uint8)
@@ -36,6 +37,16 @@ def test_a_panel(pyplot):
   assert figure.get_suptitle() == "pet_$1"
   figure.canvas.draw()
   assert pyplot.get_fignums() == []  # nothing is left open
+
+
+def test_an_overlay_is_a_further_column(pyplot):
+  figure = panel(GREY, RED, GREY, overlay=0.5)
+  shown = [axis for axis in figure.axes if axis.images]
+  titles = ["A", "B", "overlay", "fused", "fused − max(A, B)"]
+  assert [axis.get_title() for axis in shown] == titles
+  np.testing.assert_array_equal(shown[2].images[0].get_array(), overlay(GREY, RED, 0.5))
+  with pytest.raises(UserError, match=r"overlay is an opacity, 0 to 1, got 50"):
+    panel(GREY, RED, GREY, overlay=50)
 
 
 def test_floats_are_pictures_in_minus_one_to_one(pyplot):

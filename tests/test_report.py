@@ -17,6 +17,7 @@ from dmfnet_jax import report
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing import evaluate
+from dmfnet_jax.io import panels, pictures
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, page, pairs, run, scores, write_report
 
@@ -125,8 +126,8 @@ def test_every_pair_is_there_worst_first(folders, tmp_path):
   assert parsed.data["metrics"] == list(METRIC_NAMES)
   for pair in parsed.data["pairs"]:
     assert pair["values"] == [LEVELS[pair["name"]]] * 12
-  # Of each pair the strip and three pictures; the rest is drawn from these in the browser.
-  assert len(parsed.all("img")) == 4 * len(STEMS)
+  # Of each pair the strip and four pictures; the rest is drawn from these in the browser.
+  assert len(parsed.all("img")) == 5 * len(STEMS)
   assert len(parsed.all("canvas", role="img")) == 2 * len(STEMS)
   assert len(parsed.all("svg", **{"class": "histogram"})) == 12
   assert parsed.all("h1")[0][1] == f"Fused: {folders[2]}"
@@ -141,6 +142,18 @@ def test_pictures_are_the_files(folders, tmp_path):
       np.testing.assert_array_equal(shown, stored)
 
 
+def test_the_overlay_is_that_beside_the_fused_picture_or_made(folders, tmp_path):
+  written = np.random.default_rng(2).integers(0, 256, (*SIZE, 3), np.uint8)
+  Image.fromarray(written).save(folders[2] / "p3_overlay.png")
+  _, parsed = write(folders, tmp_path)
+  assert parsed.names == sorted(STEMS, key=LEVELS.get)
+  for stem in STEMS:
+    shown = picture_of(parsed.all("img", alt=f"overlay of {stem}")[0][0]["src"])
+    sources = [pictures.read_image(folder / f"{stem}.png") for folder in folders[:2]]
+    expected = written if stem == "p3" else panels.overlay(*sources, 0.5)
+    np.testing.assert_array_equal(shown, expected)
+
+
 def test_the_same_input_gives_the_same_bytes(folders, tmp_path):
   for name in ("1.html", "2.html"):
     write_report(folders, tmp_path / name, title="T")
@@ -148,11 +161,11 @@ def test_the_same_input_gives_the_same_bytes(folders, tmp_path):
 
 
 def test_a_page_for_many_pairs_stays_small(folders, tmp_path, monkeypatch):
-  monkeypatch.setattr(pairs, "_LOSSLESS_PIXELS", 2 * 3 * 48 * 64 - 1)
+  monkeypatch.setattr(pairs, "_LOSSLESS_PIXELS", 2 * 4 * 48 * 64 - 1)
   _, parsed = write(folders, tmp_path, max_pictures=2, title="Some <title>")
   assert parsed.all("h1")[0][1] == parsed.all("title")[0][1] == "Some <title>"
   assert parsed.names == sorted(STEMS, key=LEVELS.get)
-  assert len(parsed.all("img")) == 4 * 2
+  assert len(parsed.all("img")) == 5 * 2
   paragraphs = [text for _, text in parsed.all("p")]
   assert "Pictures are shown of the 2 worst of 5 pairs." in paragraphs
   assert any(text.startswith("The pictures of 2 pairs are compressed") for text in paragraphs)
@@ -443,9 +456,11 @@ def test_the_pairs_in_a_browser(folders, tmp_path):
     size = np.clip(4 * (luma[2] - np.maximum(luma[0], luma[1])) / 255, 0, 1)
     np.testing.assert_allclose(drawn[..., 0], 255 * size, atol=1)
 
-    browser.find_element("css selector", "#detail-0 [data-view=fused]").click()
+    browser.find_element("css selector", "#detail-0 [data-view=overlay]").click()
     caption = browser.find_element("css selector", "#viewer p")
-    assert caption.text == f"{stem} fused"
+    assert caption.text == f"{stem} overlay"
+    browser.switch_to.active_element.send_keys("\ue014")
+    wait_for(lambda: caption.text == f"{stem} fused", "the fused picture")
     browser.switch_to.active_element.send_keys("\ue014")  # the right arrow
     wait_for(lambda: caption.text == f"{stem} checkerboard", "the next view")
     assert errors_of(browser) == []

@@ -18,6 +18,18 @@ def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
   return whole_number
 
 
+def between(minimum: float, maximum: float) -> Callable[[str], float]:
+  """Returns a parser of numbers within the bounds."""
+
+  def number(text: str) -> float:
+    value = float(text)
+    if not minimum <= value <= maximum:  # also what is not a number
+      raise argparse.ArgumentTypeError(f"{value} is out of range: {minimum:g} to {maximum:g}")
+    return value
+
+  return number
+
+
 def add_plugin(parser: argparse.ArgumentParser) -> None:
   """Declares `--plugin`."""
   parser.add_argument(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dmfnet_jax.cli.arguments import add_plugin, start_jax, whole
+from dmfnet_jax.cli.arguments import add_plugin, between, start_jax, whole
 from dmfnet_jax.fusing.options import FIELDS, FuseOptions, flag
 
 _NEGATIVE = re.compile(r"-\.?\d")
@@ -40,7 +40,8 @@ def add_option(parser: Any, name: str) -> None:
   field = FIELDS[name]
   parsed = dict(field.metadata["parsed"])
   if "bounds" in parsed:
-    parsed["type"] = whole(*parsed.pop("bounds"))
+    bounds = parsed.pop("bounds")
+    parsed["type"] = between(*bounds) if isinstance(bounds[0], float) else whole(*bounds)
   if field.default is False:
     parsed["action"] = "store_true"
   parser.add_argument(f"--{flag(name)}", default=field.default, **parsed)

@@ -50,7 +50,8 @@ def fuse_files(
   """
   _ = options.windows, options.table  # a mistyped one is noticed here
   index, count = which_process(options.shard)
-  pairs, alone = match_pairs(a, b, out, with_std=options.samples is not None)
+  with_std, with_overlay = options.samples is not None, options.overlay is not None
+  pairs, alone = match_pairs(a, b, out, with_std=with_std, with_overlay=with_overlay)
   if alone and options.strict:
     raise UserError(
       f"without a partner: {first_of(alone)}: complete the pairs or leave out --strict"

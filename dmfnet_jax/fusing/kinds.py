@@ -41,7 +41,7 @@ def kind_of(path: Any, files: list[Any] | None = None) -> str:
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
   """Lists the pictures and volumes of a folder: files by their suffix, and subfolders of a series.
 
-  What fusing writes beside STEM is left out: deviations, and of volumes the coloured one.
+  What fusing writes beside STEM is left out: `pictures.BESIDE`, and of volumes the coloured one.
 
   Args:
     folder: the folder.
@@ -60,7 +60,7 @@ def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]
     if kind is not None:
       found.setdefault(stem_of(kind, path), []).append((kind, path))
   for stem, ((kind, _), *_) in list(found.items()):
-    for ending in ("_std",) if kind == PICTURE else ("_std", "_rgb"):
+    for ending in pictures.BESIDE if kind == PICTURE else (*pictures.BESIDE, "_rgb"):
       if stem.endswith(ending) and stem.removesuffix(ending) in found:
         found.pop(stem, None)
   for same in found.values():

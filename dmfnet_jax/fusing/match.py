@@ -40,6 +40,11 @@ class Pair:
     return self.beside("_std.nii.gz" if self.is_volume else "_std.tiff")
 
   @property
+  def out_overlay(self) -> Any:
+    """Where B laid over A goes."""
+    return self.beside("_overlay.png" if self.out_kind == PICTURE else "_overlay.nii.gz")
+
+  @property
   def out_record(self) -> Any:
     """Where it is written what the result depends on."""
     return self.beside(".json")
@@ -52,7 +57,12 @@ class Pair:
 
 
 def match_pairs(
-  a: paths.PathLike, b: paths.PathLike, out: paths.PathLike, *, with_std: bool = False
+  a: paths.PathLike,
+  b: paths.PathLike,
+  out: paths.PathLike,
+  *,
+  with_std: bool = False,
+  with_overlay: bool = False,
 ) -> tuple[list[Pair], list[str]]:
   """Finds the pairs and where their results go, without decoding a file.
 
@@ -61,6 +71,7 @@ def match_pairs(
     b: the same kind.
     out: see `files.fuse_files`.
     with_std: whether the deviation will be written, too.
+    with_overlay: whether B laid over A will be.
 
   Returns:
     The pairs in the order of their stems, pictures first, and the files of either folder that have
@@ -86,7 +97,10 @@ def match_pairs(
 
   path_out = _out_of_one(path_a, kind_a, path_out)
   pair = Pair(kinds.stem_of(kind_a, path_a), path_a, path_b, path_out, kind_a, kind_b)
-  for target in (pair.out, pair.out_std, pair.beside("_std.png")) if with_std else (pair.out,):
+  targets = [pair.out]
+  targets += [pair.out_std, pair.beside("_std.png")] if with_std else []
+  targets += [pair.out_overlay] if with_overlay else []
+  for target in targets:
     _check_target(pair, target)
   return [pair], []
 

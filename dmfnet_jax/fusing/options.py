@@ -62,6 +62,14 @@ class FuseOptions:
     bounds=(1, None),
     metavar="K",
   )
+  overlay: float | None = _option(
+    None,
+    FILES,
+    "also lay B over A at this opacity, 0 to 1, to compare with: STEM_overlay.png (volumes: "
+    "STEM_overlay.nii.gz, and into the montage); of a grey B in the colours of --lut, or in hot",
+    bounds=(0.0, 1.0),
+    metavar="ALPHA",
+  )
   strict: bool = _option(False, NOTHING, "do not start where a file has no partner")
   precision: str = _option(
     "float32",

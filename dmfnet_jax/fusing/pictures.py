@@ -28,6 +28,7 @@ class LoadedPair:
     pair: their paths.
     a: uint8 [H, W].
     b: uint8 [H, W] or [H, W, 3].
+    overlay: uint8 [H, W, 3], B laid over A, where that was asked for.
     record: to be written beside the result; None where nothing was scaled or coloured.
     remarks: what to tell, by what is not to be told twice.
   """
@@ -35,6 +36,7 @@ class LoadedPair:
   pair: Pair
   a: np.ndarray
   b: np.ndarray
+  overlay: np.ndarray | None
   record: Mapping[str, Any] | None
   remarks: Mapping[str, str]
 
@@ -54,6 +56,9 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair
   # Grey pictures are often stored with three equal channels: nothing is lost there.
   if a.ndim == 3 and not color.is_neutral(a):
     remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
+  overlay = None
+  if options.overlay is not None:
+    overlay = panels.overlay(a, color.drop_neutral(b), options.overlay, table=options.table)
   if options.lut is not None:
     if b.ndim == 3 and not color.is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
@@ -64,7 +69,7 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair
   record = None
   if told or options.lut is not None:
     record = make_record(options, pair.stem, model_sha256, windows, options.lut)
-  return LoadedPair(pair, color.to_grey(a), b, record, remarks)
+  return LoadedPair(pair, color.to_grey(a), b, overlay, record, remarks)
 
 
 def write_pair(
@@ -86,6 +91,8 @@ def write_pair(
     pictures.write_image(pair.out_std, deviation)
     drawn = panels.deviation_map(fused, deviation, samples=samples or 1)
     pictures.write_image(pair.beside("_std.png"), drawn)
+  if loaded.overlay is not None:
+    pictures.write_image(pair.out_overlay, loaded.overlay)
   if loaded.record is not None:
     write_record(pair.out_record, loaded.record)
   # The picture last: where it stands, all of the pair's results stand.

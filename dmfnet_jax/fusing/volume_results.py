@@ -24,6 +24,7 @@ class FusedVolume:
     a: the volume that gives the grid.
     grey_a: uint8, A through its window.
     shown_b: uint8, B through its window, or [I, J, K, 3] coloured.
+    overlay: uint8 [I, J, K, 3], B laid over A; None where that was not asked for.
     luma: uint8, fused.
     rgb: uint8 [I, J, K, 3], the luma with B's colour; None where B is not coloured.
     std: float32, the luma's deviation over the noise draws, in grey levels; None without samples.
@@ -34,6 +35,7 @@ class FusedVolume:
   a: Volume
   grey_a: np.ndarray
   shown_b: np.ndarray
+  overlay: np.ndarray | None
   luma: np.ndarray
   rgb: np.ndarray | None
   std: np.ndarray | None
@@ -69,6 +71,11 @@ def write_results(pair: Pair, result: FusedVolume, options: FuseOptions, *, alon
       pictures.write_image(folder / f"{result.plane}_{i:03d}.png", picture)
   if result.std is not None:
     nifti.write_nifti(pair.out_std, result.std, result.a)
+  if result.overlay is not None:
+    if pair.out_kind == PICTURE:
+      pictures.write_image(pair.out_overlay, _pictures(result, result.overlay)[0])
+    else:
+      nifti.write_nifti(pair.out_overlay, result.overlay, result.a)
   if pair.out_kind == DICOM:
     from dmfnet_jax.io.dicom import write_secondary_capture
 
@@ -88,14 +95,16 @@ def write_results(pair: Pair, result: FusedVolume, options: FuseOptions, *, alon
 
 
 def _montage(result: FusedVolume) -> np.ndarray:
-  """Draws a few slices of A, B and the result, and of its deviation where there is one.
+  """Draws a few slices of A, B, the overlay where there is one, the result and its deviation.
 
   The slices are spread evenly over those with something in A or B; pixels are shown square.
 
   Returns:
     uint8 [height, width, 3].
   """
-  columns = {"A": result.grey_a, "B": result.shown_b, "fused": result.shown}
+  columns = {"A": result.grey_a, "B": result.shown_b}
+  columns |= {} if result.overlay is None else {"overlay": result.overlay}
+  columns["fused"] = result.shown
   if result.std is not None:
     top = panels.deviation_top(result.std)
     overlaid = [

@@ -9,6 +9,7 @@ The result's values are grey levels 0..255, not the units of A and B. It has A's
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown
-from dmfnet_jax.io import color, grids, nifti, scaling
+from dmfnet_jax.io import color, grids, nifti, panels, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.scaling import Window
 from dmfnet_jax.io.volumes import read_volume
@@ -71,6 +72,10 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   lut = None if b.is_rgb else options.volume_lut
   if b.is_rgb and options.lut is not None:
     raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
+  overlay = None
+  if options.overlay is not None:
+    lay = functools.partial(panels.overlay, alpha=options.overlay, table=options.table)
+    overlay = by_plane(lay, grey_a, color.drop_neutral(shown_b, 3))
   if lut is not None:
     shown_b = scaling.apply_lut(shown_b, options.table)
   windows = {"a": window_a, "b": window_b}
@@ -96,6 +101,7 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
     a=a,
     grey_a=grey_a,
     shown_b=shown_b,
+    overlay=overlay,
     luma=luma,
     rgb=rgb,
     std=std,

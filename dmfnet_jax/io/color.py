@@ -44,6 +44,11 @@ def is_neutral(image: np.ndarray) -> bool:
   return bool((image == image[..., :1]).all())
 
 
+def drop_neutral(image: np.ndarray, space: int = 2) -> np.ndarray:
+  """Returns a picture of `space` axes, or one with colours, without colours that are all grey."""
+  return image[..., 0] if image.ndim > space and is_neutral(image) else image
+
+
 def replace_luma(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
   """Returns the picture with its colour kept and its luma replaced.
 

@@ -52,6 +52,30 @@ def panel(
   return np.asarray(sheet)
 
 
+def overlay(
+  a: np.ndarray, b: np.ndarray, alpha: float, *, table: np.ndarray | None = None
+) -> np.ndarray:
+  """Lays B over A as viewers of volumes do, to compare a fused picture with.
+
+  A is grey (of a coloured one the luma). Where B is above black, the result is
+  (1 - alpha) A + alpha B, and elsewhere A alone.
+
+  Args:
+    a: uint8 [H, W] or [H, W, 3].
+    b: uint8 of the same height and width, in colour, or grey: then through the colour map.
+    alpha: B's opacity, 0 to 1.
+    table: the colour map of a grey B, uint8 [256, 3]; by default `hot`.
+
+  Returns:
+    uint8 [H, W, 3].
+  """
+  is_above = b > 0 if b.ndim == 2 else b.any(axis=-1)
+  if b.ndim == 2:
+    b = scaling.apply_lut(b, scaling.read_lut("hot") if table is None else table)
+  opacity = np.where(is_above, np.float32(alpha), np.float32(0))[..., None]
+  return np.rint(color.to_grey(a)[..., None] * (1 - opacity) + b * opacity).astype(np.uint8)
+
+
 def deviation_map(fused: np.ndarray, std: np.ndarray, *, samples: int) -> np.ndarray:
   """Draws a deviation over the fused picture, with its scale below.
 

@@ -26,6 +26,9 @@ from dmfnet_jax.io.paths import (
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """What is a picture in a folder, in lower case; the case of a file's suffix does not matter."""
 
+BESIDE = ("_std", "_overlay")
+"""Endings of the stems of what fusing writes beside STEM, which is none of its pictures to fuse."""
+
 # No chroma subsampling: a fused picture's colours are as sharp as its luma.
 _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
   ".png": {"format": "PNG"},
@@ -94,8 +97,8 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
 def list_images(folder: PathLike) -> dict[str, Any]:
   """Lists the pictures of a folder, without its subfolders.
 
-  Hidden files and files with other suffixes are left out, and so is `STEM_std` where there is a
-  STEM: the deviations that `fuse_files` writes beside its pictures are not pictures to fuse.
+  Hidden files and files with other suffixes are left out, and so is where there is a STEM what
+  `fuse_files` writes beside it, see `BESIDE`.
 
   Returns:
     `file_stem` -> path, in the order of the stems.
@@ -108,7 +111,7 @@ def list_images(folder: PathLike) -> dict[str, Any]:
     if path.suffix.lower() in IMAGE_SUFFIXES:
       found.setdefault(file_stem(path), []).append(path)
   for stem in list(found):
-    if stem.endswith("_std") and stem.removesuffix("_std") in found:
+    if any(stem.endswith(end) and stem.removesuffix(end) in found for end in BESIDE):
       del found[stem]
   for paths in found.values():
     if len(paths) > 1:

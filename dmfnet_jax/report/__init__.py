@@ -6,7 +6,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 
 MAX_PICTURES = 500
-"""Pairs that are shown in pictures, worst first; about 30 MB at 256 x 256."""
+"""Pairs that are shown in pictures, worst first; about 40 MB at 256 x 256."""
 
 
 def write_report(

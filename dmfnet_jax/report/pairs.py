@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmfnet_jax.fusing import evaluate
-from dmfnet_jax.io import pictures
+from dmfnet_jax.io import color, panels, paths, pictures
 from dmfnet_jax.metrics import METRIC_NAMES
 from dmfnet_jax.report import charts, scores
 from dmfnet_jax.report.page import document, number, shrink, text, webp
@@ -18,7 +18,8 @@ MAX_SIDE = 512
 
 _LOSSLESS_PIXELS = 24_000_000  # of all pictures together: about 20 MB; from there on lossy
 _STRIP_SIDE = 56
-_VIEWS = {"a": "A", "b": "B", "fused": "fused"}  # of the files
+_OVERLAY = 0.5  # the opacity of B over A, where no overlay was written beside the fused picture
+_VIEWS = {"a": "A", "b": "B", "overlay": "overlay", "fused": "fused"}  # those that are stored
 _ALL_VIEWS = {**_VIEWS, "checker": "checkerboard", "difference": "difference"}
 
 
@@ -83,18 +84,29 @@ def _pictures(triple: evaluate.Triple, count: int) -> _Pictures:
   images = [pictures.read_image(path) for path in triple]
   height, width = images[0].shape[:2]
   small = [shrink(picture, MAX_SIDE) for picture in images]
-  lossless = count * sum(math.prod(picture.shape[:2]) for picture in small) <= _LOSSLESS_PIXELS
+  laid = _overlay(triple, images)
+  stored = dict(zip(("a", "b", "fused"), small, strict=True)) | {"overlay": shrink(laid, MAX_SIDE)}
+  lossless = (
+    count * sum(math.prod(picture.shape[:2]) for picture in stored.values()) <= _LOSSLESS_PIXELS
+  )
   coloured = [picture if picture.ndim == 3 else np.dstack([picture] * 3) for picture in small]
   strip = np.concatenate([shrink(picture, _STRIP_SIDE) for picture in coloured], axis=1)
-  views = {
-    view: webp(picture, lossless=lossless) for view, picture in zip(_VIEWS, small, strict=True)
-  }
+  views = {view: webp(stored[view], lossless=lossless) for view in _VIEWS}
   note = f"{width} × {height} pixels"
   if max(width, height) > MAX_SIDE:
     note += f", reduced to {MAX_SIDE} here"
   if not lossless:
     note += ", compressed with loss"
   return _Pictures(webp(strip, quality=70), views, note, lossless)
+
+
+def _overlay(triple: evaluate.Triple, images: Sequence[np.ndarray]) -> np.ndarray:
+  """B over A: what `dmfnet fuse --overlay` has written beside the fused picture, or made here."""
+  fused = triple[2]
+  written = fused.with_name(f"{paths.file_stem(fused)}_overlay.png")
+  if written.exists():
+    return pictures.read_image(written)
+  return panels.overlay(images[0], color.drop_neutral(images[1]), _OVERLAY)
 
 
 def _failures(failures: Mapping[str, str]) -> Iterator[str]:
@@ -155,6 +167,8 @@ _EXPLANATION = """<p>Below each value stands its distance from the mean in stand
 minus is always worse (MSE: above the mean). The score is the mean distance over the eleven metrics
 of which higher is better. Some of them (EN, SD, SF, AG) judge the fused picture alone, and slices
 with little anatomy have little of each: a low score says where to look, not that a fusion is bad.
+The overlay is B laid over the grey A, a grey B in the colours of hot, at half its opacity, unless
+fusing has written one.
 Difference and checkerboard are computed from the pictures here, of colours by their luma.</p>
 """
 

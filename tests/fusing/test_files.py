@@ -10,7 +10,7 @@ from fake_model import FakeModel, fuse, listing
 from PIL import Image
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import pictures
+from dmfnet_jax.io import panels, pictures, scaling
 from dmfnet_jax.methods.method import Field
 
 
@@ -174,6 +174,29 @@ def test_colour_of_a_is_dropped_with_one_warning(tmp_path, model, capsys):
   err = capsys.readouterr().err
   assert err.count("only the luma is used") == 1
   assert f"{a / '2.png'} is coloured" in err
+
+
+def test_an_overlay_is_written_beside(tmp_path, model):
+  """Of a grey B in the map's colours, of a coloured one in its own; it is no picture to fuse."""
+  a, b = _folders(tmp_path, {"1": (6, 5), "2": (6, 5, 3)})
+  assert fuse(a, b, tmp_path / "out", overlay=0.3) == 0
+  names = {f"{stem}{end}" for stem in "12" for end in (".png", "_overlay.png")}
+  assert set(listing(tmp_path / "out")) == names
+  assert list(pictures.list_images(tmp_path / "out")) == ["1", "2"]
+  for stem in "12":
+    sources = [pictures.read_image(folder / f"{stem}.png") for folder in (a, b)]
+    laid = pictures.read_image(tmp_path / "out" / f"{stem}_overlay.png")
+    np.testing.assert_array_equal(laid, panels.overlay(*sources, 0.3))
+  one = a / "1.png", b / "1.png", tmp_path / "y.jpg"
+  assert fuse(*one, overlay=0.3, lut="pet") == 0
+  laid, table = pictures.read_image(tmp_path / "y_overlay.png"), scaling.read_lut("pet")
+  sources = [pictures.read_image(path) for path in one[:2]]
+  np.testing.assert_array_equal(laid, panels.overlay(*sources, 0.3, table=table))
+  (tmp_path / "1_overlay.png").write_bytes((b / "1.png").read_bytes())
+  with pytest.raises(UserError, match=r"1_overlay\.png: the output would replace a source"):
+    fuse(a / "1.png", tmp_path / "1_overlay.png", tmp_path / "1.png", overlay=0.3)
+  with pytest.raises(UserError, match="results of another overlay"):
+    fuse(a, b, tmp_path / "out", overlay=0.4, resume=True)
 
 
 def test_samples_write_the_deviation_too(tmp_path, model):

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import ndimage
 
 from dmfnet_jax.cli import main
-from dmfnet_jax.io import color, pictures, scaling
+from dmfnet_jax.fusing import kinds
+from dmfnet_jax.io import color, panels, pictures, scaling
 
 STEP = 4
 
@@ -190,6 +191,40 @@ def test_a_coloured_b_keeps_its_colour(files, tmp_path, model, capsys):
   for option in (("--lut", "hot"), ("--window-b", "0,1")):
     assert _fuse(files[0], rgb, "-o", tmp_path / "i.nii", *option) == 1
     assert "is coloured already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lut", [None, "pet"])
+def test_an_overlay_is_a_volume_and_a_column(files, tmp_path, model, lut):
+  widths = []
+  for overlay in ([], ["--overlay", 0.5]):
+    sheet = tmp_path / "m.png"
+    given = [*overlay, "--montage", sheet, *(["--lut", lut] if lut else [])]
+    assert _fuse(*files, "-o", tmp_path / "f.nii.gz", *given) == 0
+    with Image.open(sheet) as picture:
+      widths.append(picture.width)
+  image = nibabel.load(tmp_path / "f_overlay.nii.gz")
+  np.testing.assert_array_equal(image.affine, nibabel.load(files[0]).affine)
+  stored = np.asarray(image.dataobj)
+  laid = np.stack([stored[channel] for channel in "RGB"], axis=-1)
+  windows = json.loads((tmp_path / "f.json").read_text())
+  a, b = (
+    scaling.to_uint8(_load(path).astype(np.float32), windows[f"window_{letter}"])
+    for letter, path in zip("ab", files, strict=True)
+  )
+  expected = panels.overlay(a[20], b[20], 0.5, table=scaling.read_lut(lut or "hot"))
+  np.testing.assert_array_equal(laid[20], expected)
+  assert widths[1] - widths[0] == 54  # a column of slices 50 wide
+  # It is none of the sources of a folder.
+  assert "f_overlay" not in kinds.list_sources(tmp_path, sorted(tmp_path.glob("*.nii.gz")))
+
+
+def test_an_overlay_of_a_single_slice_is_a_picture(brain, tmp_path, model):
+  for image, name in zip(brain, "ab", strict=True):
+    nibabel.save(image.slicer[:, :, 20:21], tmp_path / f"{name}.nii")
+  files = tmp_path / "a.nii", tmp_path / "b.nii"
+  assert _fuse(*files, "-o", tmp_path / "f.png", "--overlay", 0.5) == 0
+  shapes = [pictures.read_image(tmp_path / name).shape for name in ("f.png", "f_overlay.png")]
+  assert shapes == [(59, 50), (59, 50, 3)]
 
 
 def test_the_record_repeats_the_run(files, tmp_path, model, capsys):

@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const table = document.getElementById("pairs");
 const controls = document.getElementById("controls");
 const bodies = [...table.tBodies]; // bodies[i] belongs to data.pairs[i], however they are sorted
-const VIEWS = ["a", "b", "fused", "checker", "difference"];
+const VIEWS = ["a", "b", "overlay", "fused", "checker", "difference"];
 
 const detailOf = (body) => body.querySelector(".detail");
 const buttonOf = (body) => body.querySelector("th button");
