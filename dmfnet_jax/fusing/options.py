@@ -91,7 +91,12 @@ class FuseOptions:
   window_a: str | None = _window("A")
   window_b: str | None = _window("B")
   lut: str | None = _option(
-    None, RESULT, "colour a grey B: hot, pet, spectrum, or a table", MEASURED, metavar="NAME|FILE"
+    None,
+    RESULT,
+    "colour a grey B: hot, pet, spectrum, HOT_IRON and others of DICOM, a name of matplotlib "
+    "(NAME_r: reversed), or a table (also .cmap, .ctbl)",
+    MEASURED,
+    metavar="NAME|FILE",
   )
   axis: str | None = _option(
     None,

@@ -1,5 +1,7 @@
 """Windows and colour maps: exact values, what is refused, DICOM's own tables."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -158,10 +160,94 @@ def test_what_is_no_table(tmp_path, data, message):
   assert "\n" not in str(caught.value)
 
 
-def test_no_such_map(tmp_path):
-  for name in ("jet", str(tmp_path / "none.txt"), str(tmp_path)):
-    with pytest.raises(UserError, match=r"no colour map of this name \(hot, pet, spectrum\)"):
+def test_no_such_map_lists_what_there_is(tmp_path):
+  for name in ("jets", "hot_r_r", str(tmp_path / "none.txt"), str(tmp_path)):
+    with pytest.raises(UserError) as caught:
       scaling.read_lut(name)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: no colour map of this name and no readable file: give")
+    for part in (
+      "hot, pet, spectrum",
+      "HOT_IRON, PET, HOT_METAL_BLUE",
+      " inferno, jet, ",
+      "NAME_r",
+    ):
+      assert part in message
+    assert "jet_r" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["jet", "viridis", "PuBuGn", "tab10", "viridis_r", "turbo_r"])
+def test_names_of_matplotlib(name):
+  colormaps = pytest.importorskip("matplotlib").colormaps
+  shown = colormaps[name](np.arange(256) / 255)[:, :3] * 255
+  np.testing.assert_array_equal(scaling.read_lut(name), np.rint(shown))
+
+
+def test_matplotlibs_hot_is_ours():
+  """The name was taken: results of it stay what they were."""
+  np.testing.assert_array_equal(scaling.read_lut("hot")[128], [255, 0, 0])
+
+
+@pytest.mark.parametrize(
+  ("names", "colours"),
+  [
+    (("HOT_IRON", "Hot Iron", "hot-iron"), {0: (0, 0, 0), 64: (128, 0, 0), 255: (255, 255, 255)}),
+    (("PET", "Pet"), {0: (0, 0, 0), 1: (0, 2, 1), 2: (0, 4, 3)}),
+    (("HOT_METAL_BLUE", "hot metal blue"), {0: (0, 0, 0), 1: (0, 0, 2), 255: (255, 255, 255)}),
+    (("PET_20_STEP", "pet_20_step"), {0: (0, 0, 0), 13: (96, 0, 80), 255: (255, 255, 255)}),
+  ],
+)
+def test_palettes_of_dicom(names, colours):
+  """Entries of PS3.6, tables B.1-1 to B.1-4, in any writing of the names."""
+  for name in names:
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      table = scaling.read_lut(name)
+    assert (table.shape, table.dtype) == ((256, 3), np.uint8)
+    for value, colour in colours.items():
+      np.testing.assert_array_equal(table[value], colour)
+
+
+@pytest.mark.parametrize("name", ["hot", "spectrum", "PET", "inferno"])
+def test_r_is_reversed(name):
+  np.testing.assert_array_equal(scaling.read_lut(f"{name}_r"), scaling.read_lut(name)[::-1])
+
+
+CTBL = """# Color table file C:/Users/x/PET.ctbl
+# 3 values
+0 Background 0 0 0 0
+128 warm grey 255 0 64 255
+
+256 256 255 255 0 255
+"""
+
+
+def test_a_table_of_slicer(tmp_path):
+  """Each colour stands where its number says; names may be numbers or hold spaces."""
+  (tmp_path / "x.ctbl").write_text(CTBL)
+  table = scaling.read_lut(str(tmp_path / "x.ctbl")).astype(int)
+  np.testing.assert_array_equal(table[[0, 255]], [[0, 0, 0], [255, 255, 0]])
+  assert np.abs(table[64] - [128, 0, 32]).max() <= 1
+  assert np.abs(table[191] - [255, 127, 32]).max() <= 1
+  for line, message in (
+    ("3 x 1 2 3", "line 7 is not: number, name, and RGBA"),
+    ("3 x 1 2 3 256", "line 7 is not"),
+    ("red", "line 7 is not"),
+  ):
+    (tmp_path / "y.ctbl").write_text(CTBL + line)
+    with pytest.raises(UserError, match=message):
+      scaling.read_lut(str(tmp_path / "y.ctbl"))
+  (tmp_path / "y.ctbl").write_text("# nothing")
+  with pytest.raises(UserError, match="fewer than two lines of colours"):
+    scaling.read_lut(str(tmp_path / "y.ctbl"))
+
+
+def test_a_table_of_fsleyes(tmp_path):
+  (tmp_path / "x.cmap").write_text("0.0 0.0 0.0\n5.019607843e-01 0.0 0.0\n1.0 1.0 0.5\n")
+  table = scaling.read_lut(str(tmp_path / "x.cmap")).astype(int)
+  np.testing.assert_array_equal(table[[0, 255]], [[0, 0, 0], [255, 255, 128]])
+  assert np.abs(table[127] - [128, 0, 0]).max() <= 1
 
 
 def test_apply_lut():
