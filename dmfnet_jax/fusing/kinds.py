@@ -11,6 +11,29 @@ from dmfnet_jax.io import paths, pictures
 PICTURE, NIFTI, DICOM, FOLDER = "picture", "NIfTI volume", "DICOM series", "folder"
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# Read as well, but not written; of a pair the .hdr stands for both.
+_PAIR_SUFFIXES = (".hdr", ".hdr.gz")
+_IMG_SUFFIXES = (".img", ".img.gz")
+_OTHER_SUFFIXES = (*_PAIR_SUFFIXES, ".mgz", ".mgh", ".mgh.gz")
+# What users have and is not read: what it is, and the way out.
+_TO_NIFTI = "save it as .nii.gz (3D Slicer, SimpleITK)"
+_UNREAD = {
+  ".nrrd": f"an NRRD volume, which is not read: {_TO_NIFTI}",
+  ".nhdr": f"an NRRD volume, which is not read: {_TO_NIFTI}",
+  ".mha": f"a MetaImage volume, which is not read: {_TO_NIFTI}",
+  ".mhd": f"a MetaImage volume, which is not read: {_TO_NIFTI}",
+  ".mnc": "a MINC volume, which is not read: save it as .nii.gz (mnc2nii)",
+  ".v": "an ECAT volume, which is not read: save it as .nii.gz (nibabel)",
+  ".npy": "a NumPy array, which does not say what it is: save it as .png, .tif or .nii.gz",
+  ".npz": "NumPy arrays, which do not say what they are: save them as .png, .tif or .nii.gz",
+  ".mat": "a MATLAB file, which is not read: save it as .png, .tif or .nii.gz",
+  ".heic": "a HEIC picture, which is not read: save it as .png",
+  ".avif": "an AVIF picture, which is not read: save it as .png",
+  ".jp2": "a JPEG 2000 picture, which is not read: save it as .png",
+  ".svg": "a drawing, which is not read: save it as .png",
+  ".pgm": "a PGM picture, which is not read: save it as .png",
+  ".ppm": "a PPM picture, which is not read: save it as .png",
+}
 # As in io/dicom/headers.py, which loads pydicom.
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -24,18 +47,41 @@ def kind_of(path: Any, files: list[Any] | None = None) -> str:
 
   Returns:
     `PICTURE`, `NIFTI` or `DICOM` for a file (a picture where nothing says otherwise), `DICOM` for a
-    folder of a series, that is one with DICOM files and neither pictures nor NIfTI files, and
-    `FOLDER` for any other.
+    folder of a series, and `FOLDER` for any other. A folder of a series is one with DICOM files and
+    neither pictures nor NIfTI files; or with fewer of those than slices of one series: previews.
+
+  Raises:
+    UserError: a file of a format that is known and not read.
   """
   if path.is_dir():
     files = paths.list_files(path) if files is None else files
-    if any(_kind_by_name(file) in (PICTURE, NIFTI) for file in files) or not files:
+    others = sum(_kind_by_name(file) in (PICTURE, NIFTI) for file in files)
+    if not files or (others and not holds_series(files, max(2, others))):
       return FOLDER
-    return DICOM if _looks_like_dicom(path) else FOLDER
+    return DICOM if others or _looks_like_dicom(path) else FOLDER
+  if why := why_unread(path):
+    raise UserError(f"{path}: {why}")
   by_name = _kind_by_name(path)
   if by_name is None:
-    return DICOM if _looks_like_dicom(path) else PICTURE
+    if _looks_like_dicom(path):
+      return DICOM
+    return NIFTI if path.name.lower().endswith(_IMG_SUFFIXES) else PICTURE
   return by_name
+
+
+def holds_series(files: Sequence[Any], at_least: int) -> bool:
+  """Whether a folder's DICOM files, so many at least, are of one series, whatever lies beside."""
+  candidates = [file for file in files if _kind_by_name(file) in (None, DICOM)]
+  if len(candidates) < at_least:
+    return False
+  from dmfnet_jax.io.dicom.headers import count_in_series
+
+  return count_in_series(candidates) >= min(at_least, len(candidates))
+
+
+def why_unread(path: Any) -> str:
+  """What a file is and what to do where its format is known and not read, or ""."""
+  return _UNREAD.get(path.suffix.lower(), "")
 
 
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
@@ -77,7 +123,8 @@ def stem_of(kind: str, path: Any) -> str:
   if kind == PICTURE:
     return paths.file_stem(path)
   if kind == NIFTI:
-    name = name[: -len(".nii.gz" if name.lower().endswith(".gz") else ".nii")]
+    name = name[:-3] if name.lower().endswith(".gz") else name
+    name = name.rpartition(".")[0]
   elif path.is_dir():
     name = name if name not in ("", "..") else path.resolve().name
   elif path.suffix.lower() in _DICOM_SUFFIXES:
@@ -91,6 +138,11 @@ def is_nifti_name(path: Any) -> bool:
   return path.name.lower().endswith(_NIFTI_SUFFIXES)
 
 
+def is_unwritten_volume(path: Any) -> bool:
+  """Whether a path ends as volumes do that are read or known, but not written."""
+  return path.name.lower().endswith((*_OTHER_SUFFIXES, *_IMG_SUFFIXES, *_UNREAD))
+
+
 def _is_series(folder: Any) -> bool:
   try:
     return kind_of(folder) == DICOM
@@ -99,10 +151,10 @@ def _is_series(folder: Any) -> bool:
 
 
 def _kind_by_name(path: Any) -> str | None:
-  if is_nifti_name(path):
+  if path.name.lower().endswith((*_NIFTI_SUFFIXES, *_OTHER_SUFFIXES)):
     return NIFTI
   suffix = path.suffix.lower()
-  if suffix in pictures.IMAGE_SUFFIXES:
+  if suffix in pictures.READ_SUFFIXES:
     return PICTURE
   return DICOM if suffix in _DICOM_SUFFIXES else None
 

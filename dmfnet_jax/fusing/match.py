@@ -88,6 +88,11 @@ def match_pairs(
     paths.list_files(path) if path.is_dir() else None for path in (path_a, path_b)
   )
   kind_a, kind_b = kinds.kind_of(path_a, files_a), kinds.kind_of(path_b, files_b)
+  # Beside one series a folder is no folder of pairs: it may hold a single slice and its preview.
+  if kind_b == DICOM and kind_a == FOLDER and kinds.holds_series(files_a or [], 1):
+    kind_a = DICOM
+  elif kind_a == DICOM and kind_b == FOLDER and kinds.holds_series(files_b or [], 1):
+    kind_b = DICOM
   if FOLDER in (kind_a, kind_b):
     if kind_a != kind_b:
       raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
@@ -121,7 +126,10 @@ def _match_folders(folders: dict[Any, list[Any]], out: Any) -> tuple[list[Pair],
       pairs.append(Pair(stem, file_a, file_b, out / f"{stem}{suffix}", kind_a, kind_b))
   paired = {pair.stem for pair in pairs}
   alone = [path for side in (in_a, in_b) for stem, (_, path) in side.items() if stem not in paired]
-  return pairs, [os.fspath(path) for path in alone]
+  # A format that is not read is named as well, or its pairs would be missing without a word.
+  unread = [(path, kinds.why_unread(path)) for files in folders.values() for path in files]
+  named = [f"{path} ({why})" for path, why in unread if why]
+  return pairs, [*(os.fspath(path) for path in alone), *named]
 
 
 def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
@@ -130,6 +138,8 @@ def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
     if kind_a == PICTURE and kinds.is_nifti_name(out):
       raise UserError(f"{out}: pictures fuse into a picture, not into a volume")
     return out
+  if kinds.is_unwritten_volume(out) and not out.is_dir():
+    raise UserError(f"{out}: cannot write this: use a name in .nii.gz, or a folder")
   kind, _ = mimetypes.guess_type(out.name)
   file_name = (kind or "").startswith(("image/", "application/dicom")) and not out.is_dir()
   if out.is_file() or file_name:

@@ -1,4 +1,4 @@
-"""Decoding of picture files: what the many kinds of PNG, JPEG, TIFF and BMP mean in 8 bits.
+"""Decoding of picture files: what the many kinds of PNG, JPEG, TIFF, BMP, GIF and WebP mean.
 
 A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. How files map to it:
 
@@ -12,7 +12,7 @@ A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. H
 | 16-bit grey | value / 257, rounded: the full 16-bit range becomes the full 8-bit range |
 | grey TIFF of 9 to 15 bits | the same, from its own full range |
 | 16-bit RGB | the high byte, which is all that Pillow decodes: within one level of value / 257 |
-| float TIFF | must lie in [0, 1]; value * 255, rounded |
+| float TIFF (32 or 64 bits) | must lie in [0, 1]; value * 255, rounded |
 | signed integers, 32-bit integers, float outside [0, 1] | refused: they have no agreed white |
 | more than one page or frame | refused |
 
@@ -25,9 +25,10 @@ An EXIF orientation, which says that the stored rows are not the rows as seen, i
 
 import contextlib
 import io
+import sys
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
@@ -35,9 +36,19 @@ from dmfnet_jax.io import paths
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a small file may claim any size (Pillow's own warning limit)."""
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 _WAYS_OUT = "save as 8 or 16 bits, or fuse with a window (--window-a, --window-b)"
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
+_TIFF_KINDS = {1: "integers", 2: "signed integers", 3: "floats", 5: "complex integers"}
+_TIFF_KINDS |= {6: "complex floats"}
+
+_TURNED = {"F;32BF": "F;32F", "F;64BF": "F;64F", "I;16BS": "I;16S", "I;32BS": "I;32S"}
+
+# Grey TIFFs of 64-bit floats, as NumPy and MATLAB write them: Pillow unpacks these pixels, to 32
+# bits, but its table of TIFFs lacks them (in either byte order, black as 0 or white as 0).
+for _order, _raw in ((b"II", "F;64F"), (b"MM", "F;64BF")):
+  for _black in (0, 1):
+    TiffImagePlugin.OPEN_INFO.setdefault((_order, _black, (3,), 1, (64,), ()), ("F", _raw))
 
 
 def decode(data: bytes, *, as_values: bool = False) -> np.ndarray:
@@ -58,7 +69,9 @@ def decode(data: bytes, *, as_values: bool = False) -> np.ndarray:
   except UserError:
     raise
   except Image.UnidentifiedImageError as error:
-    raise UserError("not a readable PNG, JPEG, TIFF or BMP picture") from error
+    if known := _describe_tiff(data):
+      raise UserError(known) from error
+    raise UserError("not a readable PNG, JPEG, TIFF, BMP, GIF or WebP picture") from error
   except Image.DecompressionBombError as error:
     raise UserError(_too_large(f"more than {2 * MAX_PIXELS}")) from error
   except Exception as error:
@@ -67,6 +80,36 @@ def decode(data: bytes, *, as_values: bool = False) -> np.ndarray:
     if "truncated" in reason.lower():  # Pillow adds how many bytes its buffer held
       reason = "the file is truncated"
     raise UserError(f"broken picture: {reason}") from error
+
+
+def _mend_byte_order(image: Image.Image) -> None:
+  """Lets Pillow unpack compressed big-endian TIFFs as the numbers that libtiff has turned already.
+
+  It does so for unsigned 16 bits alone, and would turn the others once more.
+  """
+  if sys.byteorder == "little" and isinstance(image, TiffImagePlugin.TiffImageFile):
+    image.tile = [
+      tile._replace(args=(_TURNED.get(tile.args[0], tile.args[0]), *tile.args[1:]))
+      if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
+      else tile
+      for tile in image.tile
+    ]
+
+
+def _describe_tiff(data: bytes) -> str:
+  """Says what the pixels of a TIFF are that Pillow does not read, or "" for other content."""
+  file = io.BytesIO(data)
+  try:
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    bits, count = tags.get(_TIFF_BITS, (1,))[0], tags.get(_TIFF_SAMPLES, 1)
+    kind = _TIFF_KINDS.get(tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0], "values of an unknown kind")
+  except Exception:  # no TIFF, or a broken one
+    return ""
+  channels = f" in {count} channels" if count > 1 else ""
+  way_out = "8 bits a channel" if count > 1 else "32-bit floats or 8 bits"
+  return f"a TIFF of {bits}-bit {kind}{channels}, which is not read: save it as {way_out}"
 
 
 def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
@@ -82,6 +125,7 @@ def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
     raise UserError(f"holds signed integers, which have no agreed white: {_WAYS_OUT}")
   bits = max(tags.get(_TIFF_BITS, (16,)))
   white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
+  _mend_byte_order(image)
   image.load()
   if image.format != "TIFF":  # those Pillow has turned already
     with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the picture

@@ -24,7 +24,10 @@ from dmfnet_jax.io.paths import (
 )
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""What is a picture in a folder, in lower case; the case of a file's suffix does not matter."""
+"""What pictures are written as, in lower case; the case of a file's suffix does not matter."""
+
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".webp")
+"""What is a picture in a folder."""
 
 BESIDE = ("_std", "_overlay")
 """Endings of the stems of what fusing writes beside STEM, which is none of its pictures to fuse."""
@@ -41,7 +44,7 @@ _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def read_image(path: PathLike, *, as_values: bool = False) -> np.ndarray:
-  """Reads one PNG, JPEG, TIFF or BMP file (told by its content, not by its suffix).
+  """Reads one PNG, JPEG, TIFF, BMP, GIF or WebP file (told by its content, not by its suffix).
 
   Returns:
     uint8 [H, W] for a grey picture, uint8 [H, W, 3] (red first) for a colour one.
@@ -108,7 +111,7 @@ def list_images(folder: PathLike) -> dict[str, Any]:
   """
   found: dict[str, list[Any]] = {}
   for path in list_files(folder):
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in READ_SUFFIXES:
       found.setdefault(file_stem(path), []).append(path)
   for stem in list(found):
     if any(stem.endswith(end) and stem.removesuffix(end) in found for end in BESIDE):

@@ -75,15 +75,14 @@ def _pictures() -> dict[str, tuple[bytes, str | None]]:
   noise = _picture(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
   turned = Image.Exif()
   turned[0x0112] = 6
-  no_picture, broken = "not a readable PNG, JPEG, TIFF or BMP picture", "broken picture: "
+  no_picture, broken = "not a readable PNG, JPEG, TIFF, BMP, GIF or WebP", "broken picture: "
   return {
     # Bad.
     "empty.png": (b"", "the file is empty"),
     "text.png": (b"Dear colleague,", no_picture),
     "html.jpg": (b"<!DOCTYPE html><title>404 Not Found</title>", no_picture),
     "zeros.bmp": (bytes(3000), no_picture),
-    "gif.png": (_picture(GREY, "GIF"), no_picture),
-    "webp.jpg": (_picture(RGB, "WEBP"), no_picture),
+    "ppm.png": (_picture(GREY, "PPM"), no_picture),
     "pdf.tif": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", no_picture),
     "header only.png": (png[:30], no_picture),
     "truncated.png": (noise[: len(noise) // 2], broken + "the file is truncated"),
@@ -112,6 +111,8 @@ def _pictures() -> dict[str, tuple[bytes, str | None]]:
     "cmyk.jpg": (_picture(RGB, "JPEG", mode="CMYK"), None),
     "cmyk.tif": (_picture(RGB, "TIFF", mode="CMYK"), None),
     "ycbcr.tif": (_picture(RGB, "TIFF", mode="YCbCr", compression="jpeg"), None),
+    "gif.png": (_picture(GREY, "GIF"), None),
+    "webp.jpg": (_picture(RGB, "WEBP"), None),
     "palette.png": (_picture(RGB, mode="P"), None),
     "one bit.png": (_picture(GREY, mode="1"), None),
     "alpha.png": (_picture(RGB, mode="RGBA"), None),

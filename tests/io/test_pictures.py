@@ -24,13 +24,24 @@ DEEP_AS_8_BIT = np.rint(DEEP / 257).astype(np.uint8)
 BLACK_AND_WHITE = np.where(GREY > 99, 255, 0).astype(np.uint8)
 
 
-def _tiff(samples: bytes, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-  """A little-endian, uncompressed, one-strip TIFF of kinds that Pillow does not write."""
-  tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1}
-  tags |= {278: HEIGHT, 279: len(samples), 339: sample_format}
+def _tiff(
+  samples: bytes,
+  bits: int,
+  photometric: int = 1,
+  sample_format: int = 1,
+  *,
+  channels: int = 1,
+  order: str = "<",
+  deflated: bool = False,
+) -> bytes:
+  """A one-strip TIFF of kinds that Pillow does not write."""
+  samples = zlib.compress(samples) if deflated else samples
+  tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 8 if deflated else 1, 262: photometric}
+  tags |= {273: 0, 277: channels, 278: HEIGHT, 279: len(samples), 339: sample_format}
   tags[273] = 8 + 2 + 12 * len(tags) + 4
-  entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-  return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + samples
+  entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
+  start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+  return start + entries + bytes(4) + samples
 
 
 def _pack_12_bits(values: np.ndarray) -> bytes:
@@ -78,6 +89,9 @@ LOSSLESS = [
   ("grey_key.png", GREY, np.where(GREY == 70, 0, GREY), {"transparency": 70}),
   ("deep.png", DEEP, DEEP_AS_8_BIT, {}),
   ("deep.tif", DEEP, DEEP_AS_8_BIT, {}),
+  ("rgb.gif", Image.fromarray(RGB).quantize(256), RGB, {}),
+  ("rgb.webp", RGB, RGB, {"lossless": True}),
+  ("rgb_alpha.webp", np.dstack([RGB, ALPHA]), RGB * (ALPHA[..., None] > 0), {"lossless": True}),
   ("float.tif", (GREY / 255).astype(np.float32), GREY, {}),
 ]
 
@@ -114,6 +128,24 @@ def test_16_bit_rgb_is_within_a_level(tmp_path):
   error = np.rint(rows / 257) - result
   assert result.shape == (HEIGHT, WIDTH, 3)
   assert np.abs(error).max() <= 1
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["u2", "i2", "f4", "f8"])
+def test_tiff_values_in_either_byte_order_packed_or_not(tmp_path, dtype, order, deflated):
+  values = (DEEP / (65535 if dtype[0] == "f" else 3)).astype(dtype) - (40 if dtype == "i2" else 0)
+  sample_format = {"u": 1, "i": 2, "f": 3}[dtype[0]]
+  stored = values.astype(order + dtype).tobytes()
+  bits = 8 * values.itemsize
+  for photometric in (1, 0) if dtype[0] == "f" else (1,):
+    data = _tiff(stored, bits, photometric, sample_format, order=order, deflated=deflated)
+    (tmp_path / "x.tif").write_bytes(data)
+    read = pictures.read_values(tmp_path / "x.tif")
+    np.testing.assert_allclose(read, values if photometric else -values, rtol=1e-6)
+  if dtype[0] == "f":
+    (tmp_path / "x.tif").write_bytes(_tiff(stored, bits, 1, 3, order=order, deflated=deflated))
+    np.testing.assert_array_equal(pictures.read_image(tmp_path / "x.tif"), DEEP_AS_8_BIT)
 
 
 def test_tiff_of_other_depths_and_polarity(tmp_path):
@@ -164,16 +196,18 @@ def _bad_files() -> dict[str, tuple[bytes, str]]:
   frame.save(pages, "TIFF", save_all=True, append_images=[frame, frame])
   animated = io.BytesIO()
   frame.save(animated, "PNG", save_all=True, append_images=[Image.fromarray(255 - GREY)])
-  gif = io.BytesIO()
-  frame.save(gif, "GIF")
+  ppm, animated_gif = io.BytesIO(), io.BytesIO()
+  frame.save(ppm, "PPM")
+  frame.save(animated_gif, "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)])
   flipped = bytearray(whole.getvalue())
   flipped[200] ^= 255
   floats = np.linspace(0, 255, GREY.size, dtype="<f4").tobytes()
   not_numbers = np.full(GREY.size, np.nan, "<f4").tobytes()
   return {
     "empty.png": (b"", "the file is empty"),
-    "text.png": (b"not a picture at all", "not a readable PNG, JPEG, TIFF or BMP picture"),
-    "other_format.png": (gif.getvalue(), "not a readable PNG, JPEG, TIFF or BMP picture"),
+    "text.png": (b"not a picture at all", "not a readable PNG, JPEG, TIFF, BMP, GIF or WebP"),
+    "other_format.png": (ppm.getvalue(), "not a readable PNG, JPEG, TIFF, BMP, GIF or WebP"),
+    "animated.gif": (animated_gif.getvalue(), "holds 2 pages or frames"),
     "cut_header.png": (whole.getvalue()[:12], "not a readable PNG"),
     "truncated.png": (whole.getvalue()[:900], "broken picture: the file is truncated"),
     "truncated.jpg": (jpeg.getvalue()[:900], "broken picture: the file is truncated"),
@@ -187,6 +221,13 @@ def _bad_files() -> dict[str, tuple[bytes, str]]:
     "integers.tif": (_tiff(DEEP.astype("<u4").tobytes(), 32), "32-bit integers"),
     "floats.tif": (_tiff(floats, 32, sample_format=3), "float values 0 to 255"),
     "nan.tif": (_tiff(not_numbers, 32, sample_format=3), "float values nan to nan"),
+    "half.tif": (_tiff(floats[: 2 * GREY.size], 16, sample_format=3), "TIFF of 16-bit floats"),
+    "long.tif": (_tiff(floats * 2, 64), "TIFF of 64-bit integers"),
+    "complex.tif": (_tiff(floats * 2, 64, sample_format=6), "TIFF of 64-bit complex floats"),
+    "rgb.tif": (
+      _tiff(floats * 3, 32, sample_format=3, channels=3),
+      "TIFF of 32-bit floats in 3 channels, which is not read: save it as 8 bits a channel",
+    ),
   }
 
 

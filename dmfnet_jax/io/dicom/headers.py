@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_VOXELS = 1 << 30
 """Larger volumes are refused (4 GiB as float32): a small file may claim any size."""
 
-_OTHER_SUFFIXES = (*pictures.IMAGE_SUFFIXES, ".nii", ".gz", ".json", ".txt", ".csv", ".npy", ".md")
+_OTHER_SUFFIXES = (*pictures.READ_SUFFIXES, ".nii", ".gz", ".json", ".txt", ".csv", ".npy", ".md")
 _MOST_OPENED = 64
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
@@ -185,6 +185,22 @@ def looks_like_dicom(path: paths.PathLike) -> bool:
     return any(_is_dicom_file(file) for file in itertools.islice(unknown, _MOST_OPENED))
   except OSError:
     return False
+
+
+def count_in_series(files: Sequence[Any]) -> int:
+  """How many files are DICOM images of one series; 0 where there are several series.
+
+  A few dozen, spread over all, stand for the rest: it may be a million.
+  """
+  step = -(-len(files) // _MOST_OPENED)
+  series = set()
+  count = 0
+  with quiet():
+    for file in files[::step]:
+      with contextlib.suppress(BadFileError):
+        series.add(Tags(read_file(file)).uid("SeriesInstanceUID"))
+        count += step
+  return count if len(series) == 1 else 0
 
 
 def read_file(path: Any, *, pixels: bool = False) -> pydicom.Dataset:
