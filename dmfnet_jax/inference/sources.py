@@ -5,6 +5,7 @@ is 3 is a coloured picture, [H, W, 3], and never a batch of pictures 3 pixels wi
 source shows that there is a batch: a batch in colour, [N, H, W, 3], or one that does not end in 3.
 In lists every picture stands alone, so that nothing is ambiguous there. Last axes of 1, 2 and 4,
 which are grey, grey with alpha and RGBA in other programs, are refused where they could be those.
+A first axis of 3 is a batch of three: colours stand last.
 
 Floats lie in [-1, 1]. A source of floats without a negative value, in all of its pictures, is one
 in [0, 1] by every likelihood, and would be fused as a grey veil: it is refused.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import color, paths, pictures
@@ -134,6 +136,11 @@ def _is_path(source: Any) -> bool:
 
 
 def _read(source: Any) -> np.ndarray:
+  if isinstance(source, Image.Image) and source.mode not in ("L", "RGB"):
+    # Its array would hold a palette's indices, an alpha channel, or other ink.
+    raise UserError(
+      f'a Pillow image of mode {source.mode}: give its convert("L") or convert("RGB"), or its path'
+    )
   if not _is_path(source):
     return np.asarray(source)
   if os.fspath(source).lower().endswith((".nii", ".nii.gz")):

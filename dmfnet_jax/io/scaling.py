@@ -197,10 +197,11 @@ def _named(name: str) -> np.ndarray | None:
 
 
 def _matplotlib_names() -> list[str]:
-  """Its colour maps' names, without the reversed ones; loads it."""
+  """Its colour maps' names, without the reversed ones and those that are ours; loads it."""
   from matplotlib import colormaps
 
-  return sorted((x for x in colormaps if not x.endswith(_REVERSED)), key=str.lower)
+  names = (x for x in colormaps if not x.endswith(_REVERSED) and x not in _KNOTS)
+  return sorted(names, key=str.lower)
 
 
 def _parse_ctbl(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -93,7 +93,9 @@ def test_no_patient_is_named(series, tmp_path, model, capsys):
 def test_colours_and_pictures(series, tmp_path, model):
   a, b, _ = series
   out = tmp_path / "fused"
-  assert _fuse(a, b, "-o", out, "--lut", "hot", "--png", "--montage", tmp_path / "m.png") == 0
+  shown = "--png", "--montage", tmp_path / "m.png", "--overlay", 0.5
+  assert _fuse(a, b, "-o", out, "--lut", "hot", *shown) == 0
+  assert nibabel.load(tmp_path / "fused_overlay.nii.gz").get_data_dtype().names == tuple("RGB")
   assert pydicom.dcmread(out / "slice_0001.dcm").PhotometricInterpretation == "RGB"
   for picture in (tmp_path / "fused_png").iterdir():
     assert pictures.read_image(picture).ndim == 3

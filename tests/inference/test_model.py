@@ -301,6 +301,17 @@ def test_floats_in_0_to_1_are_refused(net, grey):
     net.fuse(grey[0].astype(float), b)
 
 
+def test_pillow_images_are_pictures(net, colour):
+  """Grey and RGB; of other modes the array would be no picture, such as a palette's indices."""
+  a, b = (Image.fromarray(x[0]) for x in colour)
+  expected = net.fuse(colour[0][0], colour[1][0])
+  np.testing.assert_array_equal(net.fuse(a, b), expected)
+  np.testing.assert_array_equal(net.fuse([a], [b])[0], expected)
+  for mode in ("P", "RGBA", "LA", "CMYK", "1", "I;16"):
+    with pytest.raises(UserError, match=rf'^a Pillow image of mode {mode}: .*convert\("RGB"\)'):
+      net.fuse(Image.new(mode, SIZE[::-1]), b)
+
+
 def test_paths_are_read(net, colour, tmp_path):
   """With the command's name, and so its noise: the stem of A."""
   a, b = colour[0][0], colour[1][0]

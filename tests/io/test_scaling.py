@@ -174,6 +174,7 @@ def test_no_such_map_lists_what_there_is(tmp_path):
     ):
       assert part in message
     assert "jet_r" not in message
+    assert message.count(" hot,") == 1
     assert "\n" not in message
 
 
