@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -167,23 +168,55 @@ def gather_batch(values: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(values)).T.reshape(-1)
 
 
-@contextlib.contextmanager
-def preemption() -> Iterator[Callable[[int], bool]]:
-  """Listens to SIGTERM, with which clusters announce that they take a machine away.
+class Preemption:
+  """What a run was told by signals; see `preemption`.
 
-  Yields:
-    `reached(step)`, to be asked by every process after every step. It is True on all of them after
-    the same step: the one that JAX's preemption sync point has chosen when any of them was told.
+  Attributes:
+    reached: `reached(step)`, to be asked by every process after every step. It is True on all of
+      them after the same step: the one that JAX's preemption sync point has chosen when any of them
+      was told.
   """
-  if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  told = threading.Event()
+
+  def __init__(self, reached: Callable[[int], bool]):
+    self.reached = reached
+    self._ctrl_c = False
+
+  def by_ctrl_c(self) -> bool:
+    """Whether Ctrl-C stopped any of the processes; every process must ask."""
+    return max_over_processes(self._ctrl_c) > 0 if jax.process_count() > 1 else self._ctrl_c
+
+  def tell(self, before: Any) -> None:
+    """Answers Ctrl-C: the next one finds the handler of before, and this one is a SIGTERM."""
+    self._ctrl_c = True
+    signal.signal(signal.SIGINT, before)
+    # Not by `say`: a signal may come in the middle of another line's writing.
+    os.write(2, b"\ndmfnet: Ctrl-C: saves after this step; Ctrl-C again ends at once\n")
+    os.kill(os.getpid(), signal.SIGTERM)  # by which JAX tells the other processes
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Preemption]:
+  """Listens to SIGTERM, with which clusters take a machine away, and to the first Ctrl-C.
+
+  A second Ctrl-C raises KeyboardInterrupt, as everywhere.
+  """
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False  # only a main thread may listen to signals
+    # Only a main thread may listen to signals; JAX does for several processes.
+    several = jax.process_count() > 1
+    yield Preemption(
+      multihost_utils.reached_preemption_sync_point if several else lambda step: False
+    )
     return
-  before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
-  try:
-    yield lambda step: told.is_set()
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  with contextlib.ExitStack() as handlers:
+    if jax.process_count() > 1:
+      told = Preemption(multihost_utils.reached_preemption_sync_point)
+    else:
+      terminated = threading.Event()
+      told = Preemption(lambda step: terminated.is_set())
+      before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
+      handlers.callback(signal.signal, signal.SIGTERM, before)
+    at_ctrl_c = signal.getsignal(signal.SIGINT)
+    if callable(at_ctrl_c):  # a shell's background job ignores it
+      signal.signal(signal.SIGINT, lambda number, frame: told.tell(at_ctrl_c))
+      handlers.callback(signal.signal, signal.SIGINT, at_ctrl_c)
+    yield told

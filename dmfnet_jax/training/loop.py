@@ -36,6 +36,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     The final state, on the host.
 
   Raises:
+    KeyboardInterrupt: Ctrl-C, at the first after the step was saved.
     UserError: a config that cannot be trained or differs from the checkpoint's, a missing dataset
       or earlier stage, a workdir that cannot be written, or a loss that is not finite (with the
       step and the records of its batch).
@@ -126,7 +127,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       profiler.after(step, metrics)
 
       # The last step ends the run anyway, and with its evaluation.
-      stop = preempted(step) and step < config.num_train_steps
+      stop = preempted.reached(step) and step < config.num_train_steps
       save = due(config.checkpoint_every_steps, step) or stop
       # A machine that is being taken away has no time left for more than the checkpoint.
       evaluate_now = not stop and (save or due(config.eval_every_steps, step))
@@ -159,6 +160,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         break
   if step == config.num_train_steps:
     write_model(workdir)
+  elif preempted.by_ctrl_c():
+    raise KeyboardInterrupt  # what was to come after the training must not
   return to_host(state)
 
 

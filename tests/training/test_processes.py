@@ -115,6 +115,19 @@ def test_sigterm_saves_on_all_and_another_topology_goes_on(data_dir, tmp_path):
       np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_ctrl_c_saves_on_all(data_dir, tmp_path):
+  """local.py passes it on: both save the same step, and end as what was interrupted."""
+  workdir = tmp_path / "run"
+  changes = {"num_train_steps": 100_000, "checkpoint_every_steps": 0, "eval_every_steps": 0}
+  process = start(2, 1, data_dir=data_dir, workdir=workdir, toy=True, changes=changes)
+  wait_for_line(workdir / "metrics.jsonl", process)
+  process.send_signal(signal.SIGINT)
+  output = finish(process, code=130)
+  (checkpoint,) = (workdir / "checkpoints").iterdir()
+  assert f"told to stop: saved step {checkpoint.name}" in output
+  assert output.count("dmfnet: interrupted (process") == 2
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_others_within_a_minute(data_dir, tmp_path, lost):
   workdir = tmp_path / "run"

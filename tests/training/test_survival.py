@@ -59,9 +59,11 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(data_dir, tmp_pat
   assert ours == theirs  # every step's loss: the data's position was kept, too
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_sigterm_saves_and_ends_well(data_dir, tmp_path, num_workers):
-  """Sent to the whole group, as SLURM does: also to the workers that read."""
+@pytest.mark.parametrize(
+  ("number", "num_workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
+)
+def test_sigterm_and_ctrl_c_save_and_end_well(data_dir, tmp_path, number, num_workers):
+  """Sent to the whole group, as SLURM and a terminal do: also to the workers that read."""
   workdir = tmp_path / "run"
   changes = {"num_train_steps": 100_000, "checkpoint_every_steps": 0, "eval_every_steps": 0}
   changes["num_workers"] = num_workers
@@ -71,9 +73,11 @@ def test_sigterm_saves_and_ends_well(data_dir, tmp_path, num_workers):
     assert process.poll() is None, process.communicate()[0]
     time.sleep(0.05)
   begin = time.monotonic()
-  os.killpg(process.pid, signal.SIGTERM)
+  os.killpg(process.pid, number)
   output, _ = process.communicate(timeout=60)
-  assert process.returncode == 0, output
+  # Whoever waits for a run that Ctrl-C stopped must not take it for done.
+  assert process.returncode == (0 if number == signal.SIGTERM else -number), output
+  assert ("Ctrl-C again ends at once" in output) == (number == signal.SIGINT)
   assert time.monotonic() - begin < 30
   (checkpoint,) = (workdir / "checkpoints").iterdir()
   step = int(checkpoint.name)
