@@ -19,6 +19,8 @@ from dmfnet_jax.fusing.record import (
 from dmfnet_jax.io import color, panels, pictures, scaling
 from dmfnet_jax.io.scaling import Window
 
+BLACK = "is black everywhere as it is shown: the result has nothing of it"
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPair:
@@ -63,6 +65,9 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair
     if b.ndim == 3 and not color.is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
     b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
+  for path, shown in ((pair.a, a), (pair.b, b)):
+    if not shown.any():
+      remarks[f"black {path}"] = f"warning: {path}: {BLACK}"
   windows = {"a": window_a, "b": window_b}
   if told := describe_windows(windows):
     remarks[told] = f"pair {pair.stem}: windows: {told}"

@@ -20,6 +20,7 @@ from dmfnet_jax.fusing import stream
 from dmfnet_jax.fusing.kinds import NIFTI, PICTURE
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
+from dmfnet_jax.fusing.pictures import BLACK
 from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown
@@ -72,6 +73,9 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   lut = None if b.is_rgb else options.volume_lut
   if b.is_rgb and options.lut is not None:
     raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
+  for path, shown in ((pair.a, grey_a), (pair.b, shown_b)):
+    if not shown.any():
+      say(f"warning: {path}: {BLACK}")
   overlay = None
   if options.overlay is not None:
     lay = functools.partial(panels.overlay, alpha=options.overlay, table=options.table)

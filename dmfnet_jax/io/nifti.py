@@ -10,10 +10,12 @@ the header of A as far as it tells of geometry and units; free text, intents and
 may name a patient, are left out.
 """
 
+import contextlib
 import gzip
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import nibabel
@@ -43,15 +45,22 @@ def read_nifti(path: paths.PathLike) -> Volume:
     UserError: the file is missing, broken or of a kind that is refused, named with the reason.
   """
   data = paths.read_bytes(path)
+  with named(path, "NIfTI file"):
+    return read_parts(data)
+
+
+@contextlib.contextmanager
+def named(path: paths.PathLike, what: str) -> Iterator[None]:
+  """Turns what goes wrong while reading a file into a line with its name, and silences nibabel."""
   logger = nibabel.imageglobals.logger
   disabled, logger.disabled = logger.disabled, True  # its remarks on headers that it mends
   try:
-    return _read(data)
+    yield
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   except Exception as error:
     # nibabel answers broken files with anything from ImageFileError to OverflowError.
-    raise UserError(f"{path}: broken NIfTI file: {paths.reason(error)}") from error
+    raise UserError(f"{path}: broken {what}: {paths.reason(error)}") from error
   finally:
     logger.disabled = disabled
 
@@ -111,7 +120,7 @@ def from_image(image: Any) -> Volume:
   Raises:
     UserError: it is no volume that can be fused.
   """
-  shape, _ = _check_header(image.header)
+  shape, _ = check_header(image.header)
   notes: list[str] = []
   is_nifti = isinstance(image.header, nibabel.Nifti1Header)
   if is_nifti and (factor := nifti_header.mm_of_unit(image.header)) != 1:
@@ -122,26 +131,33 @@ def from_image(image: Any) -> Volume:
   return _to_volume(image, shape, notes)
 
 
-def _read(data: bytes) -> Volume:
-  kind, header = _read_header(data)
-  shape, dtype = _check_header(header)
+def read_parts(data: bytes, voxels: bytes | None = None) -> Volume:
+  """Reads the content of a file; of a pair that of its .hdr, and of its .img the voxels."""
+  kind, header = _read_header(data, is_pair=voxels is not None)
+  shape, dtype = check_header(header)
   if not np.isfinite(header["vox_offset"]):
     raise UserError("broken header: vox_offset, where the voxels begin, is not a number")
   offset = max(int(header["vox_offset"]), 0)
   needed = offset + math.prod(shape) * dtype.itemsize
-  content = _content(data, needed)
+  content = content_of(data if voxels is None else voxels, needed)
   if len(content) < needed:
-    raise UserError(
-      f"is truncated: {len(content)} of {needed} bytes are there: copy or download it again"
-    )
+    raise UserError(truncated(len(content), needed))
   notes = nifti_header.mend(header)
-  # Only the header is written anew: what nibabel reads is as mended.
+  # The header is written anew, so that nibabel reads what was mended, and a pair as one file.
+  if voxels is not None:
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    content = bytes(header.single_vox_offset) + content[offset:]
   start = header.binaryblock
   return _to_volume(kind.from_bytes(start + content[len(start) :]), shape, notes)
 
 
-def _check_header(header: Any) -> tuple[tuple[int, ...], np.dtype]:
-  """Returns the shape in three dimensions and the type of the voxels."""
+def truncated(there: int, needed: int) -> str:
+  """Says that a file is too short."""
+  return f"is truncated: {there} of {needed} bytes are there: copy or download it again"
+
+
+def check_header(header: Any) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns the shape in three dimensions and the type of the voxels; refuses what is not read."""
   shape = tuple(header.get_data_shape())
   while len(shape) > 3 and shape[-1] == 1:
     shape = shape[:-1]
@@ -183,24 +199,26 @@ def _to_volume(image: Any, shape: tuple[int, ...], notes: list[str]) -> Volume:
   return Volume(values, affine, placed, source=image.header, notes=tuple(notes))
 
 
-def _read_header(data: bytes) -> tuple[Any, Any]:
+def _read_header(data: bytes, *, is_pair: bool) -> tuple[Any, Any]:
   """Parses the header; returns the class of image and the header."""
   if not data:
     raise UserError("the file is empty")
-  start = _content(data, 540)
+  start = content_of(data, 540)
   for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
     size = kind.header_class.template_dtype.itemsize
     if len(start) >= size and kind.header_class.may_contain_header(start):
-      if kind is nibabel.Nifti1Image and start[344:347] == b"ni1":
-        raise UserError("is half of a .hdr and .img pair: save it as one .nii file")
       header = kind.header_class(start[:size], check=False)
+      if not is_pair and header["magic"].item().startswith(b"ni"):
+        raise UserError("is half of a .hdr and .img pair: save it as one .nii file")
       # nibabel guesses the byte order from the number of dimensions: a wrong one turns it over.
       if header["sizeof_hdr"] == size:
         return kind, header
+  if is_pair:
+    raise UserError("is no NIfTI pair: its .hdr is of Analyze or another format: save it as .nii")
   raise UserError("is no NIfTI file: its header is not one")
 
 
-def _content(data: bytes, needed: int) -> bytes:
+def content_of(data: bytes, needed: int) -> bytes:
   """Returns a file's content, of a gzip file no more than `needed` bytes and some for its end.
 
   A small file cannot decompress to any size: the needed length is known from the header.
