@@ -28,7 +28,8 @@ def panel(
   some, white where it kept the brighter source.
 
   Args:
-    a: [H, W] or [H, W, 3]: uint8, or float in [-1, 1].
+    a: [H, W] or [H, W, 3]: uint8, or float in [-1, 1]; of a and b one in floats without any
+      negative value is refused, as by `Model.fuse`.
     b: of the same height and width.
     fused: of the same height and width, such as `model.fuse` returns.
     title: over the figure.
@@ -99,6 +100,9 @@ def _to_uint8(name: str, picture: Any) -> np.ndarray:
   if picture.dtype == np.uint8:
     return picture
   # Tolerates rounding; anything else is a picture in another range, such as 0..255 floats.
-  if not (np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= 1.001)):
+  top = 1 + pictures.ROUNDING
+  if not (np.issubdtype(picture.dtype, np.floating) and np.all(np.abs(picture) <= top)):
     raise UserError(f"{name} must be uint8 or float in [-1, 1], got {picture.dtype}")
+  if name != "fused":  # which may be brighter than its sources everywhere
+    pictures.check_signed(name, float(picture.min()))
   return pictures.from_float(picture)

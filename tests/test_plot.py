@@ -67,6 +67,7 @@ def test_the_difference_of_equal_pictures_is_nothing(pyplot):
     ((GREY, GREY[0], GREY), r"b must be one picture, .* got \(3,\)"),
     ((GREY[:0], GREY, GREY), r"a must be one picture, .* got \(0, 3\)"),
     ((GREY, GREY, GREY.astype(float)), r"fused must be uint8 or float in \[-1, 1\]"),
+    ((GREY / 255, RED, GREY), r"a is float and must lie in \[-1, 1\], but has no negative value"),
     ((GREY.astype(int), GREY, GREY), r"a must be uint8 or float .* got int64"),
     ((GREY, GREY, np.full((2, 3), np.nan)), "fused must be uint8 or float"),
   ],

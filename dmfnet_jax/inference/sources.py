@@ -23,7 +23,6 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.methods.method import Field, Method
 
-_ROUNDING = 1e-3  # of float pictures, at the ends of their range
 _CHANNELS = {1: "grey", 2: "grey with alpha", 4: "RGBA"}  # last axes that are no width, as a rule
 _NAMES = {2: "[H, W]", 3: "[B, H, W]", 4: "[B, D, H, W]"}
 
@@ -195,17 +194,13 @@ def _check_ranges(fields: Sequence[Field], columns: Sequence[Sequence[np.ndarray
       continue
     # NumPy's: a NaN anywhere is the result.
     low, high = np.min([x.min() for x in floats]), np.max([x.max() for x in floats])
-    if not (low >= -1 - _ROUNDING and high <= 1 + _ROUNDING):
+    if not (low >= -1 - pictures.ROUNDING and high <= 1 + pictures.ROUNDING):
       raise UserError(
         f"{f.name} is float and must lie in [-1, 1], got {low} to {high}: scale it, or give uint8"
       )
     lowest[f.name] = low
   for name, low in lowest.items():
-    if low > -_ROUNDING:
-      raise UserError(
-        f"{name} is float and must lie in [-1, 1], but has no negative value, as in [0, 1]: give "
-        f"2 * {name} - 1, or uint8"
-      )
+    pictures.check_signed(name, low)
 
 
 def _warn_of_colour(

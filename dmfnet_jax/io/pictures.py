@@ -123,6 +123,23 @@ def list_images(folder: PathLike) -> dict[str, Any]:
   return {stem: found[stem][0] for stem in sorted(found)}
 
 
+ROUNDING = 1e-3
+"""By how much pictures in floats may miss the ends of their range, [-1, 1]."""
+
+
+def check_signed(name: str, lowest: float) -> None:
+  """Refuses floats in [0, 1], which in [-1, 1] would be a grey veil, by their smallest value.
+
+  Raises:
+    UserError: there is no negative value.
+  """
+  if lowest > -ROUNDING:
+    raise UserError(
+      f"{name} is float and must lie in [-1, 1], but has no negative value, as in [0, 1]: give "
+      f"2 * {name} - 1, or uint8"
+    )
+
+
 def to_float(image: np.ndarray) -> np.ndarray:
   """Maps uint8 0..255 to float32 [-1, 1], the range of the network; any shape."""
   return np.asarray(image).astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
