@@ -11,6 +11,7 @@ from dmfnet_jax.io import paths
 from dmfnet_jax.io.dicom import headers
 from dmfnet_jax.io.dicom.headers import BadFileError, Tags, normal_of
 from dmfnet_jax.io.dicom.mosaic import check_mosaic
+from dmfnet_jax.io.dicom.pixels import read_pixels
 from dmfnet_jax.io.dicom.suv import Meaning, suv_factor
 from dmfnet_jax.io.grids import UNPLACED, Volume
 from dmfnet_jax.io.scaling import Window
@@ -270,7 +271,7 @@ def _decode(frames: list[Frame], skipped: _Skipped) -> tuple[list[Frame], list[n
   for file, members in by_file.items():
     shape = (len(members), *members[0].shape)
     try:
-      pixels = headers.read_pixels(file)
+      pixels = read_pixels(file)
       if pixels.shape != shape and (1, *pixels.shape) != shape:
         raise BadFileError("pixel data does not have the size that the header announces")
       pixels = pixels.reshape(shape)
