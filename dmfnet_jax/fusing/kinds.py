@@ -1,5 +1,6 @@
 """What lies at a path, told by names where possible: pictures, NIfTI volumes, DICOM series."""
 
+import mimetypes
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +28,6 @@ _UNREAD = {
   ".npy": "a NumPy array, which does not say what it is: save it as .png, .tif or .nii.gz",
   ".npz": "NumPy arrays, which do not say what they are: save them as .png, .tif or .nii.gz",
   ".mat": "a MATLAB file, which is not read: save it as .png, .tif or .nii.gz",
-  ".heic": "a HEIC picture, which is not read: save it as .png",
-  ".avif": "an AVIF picture, which is not read: save it as .png",
-  ".jp2": "a JPEG 2000 picture, which is not read: save it as .png",
-  ".svg": "a drawing, which is not read: save it as .png",
-  ".pgm": "a PGM picture, which is not read: save it as .png",
-  ".ppm": "a PPM picture, which is not read: save it as .png",
 }
 # As in io/dicom/headers.py, which loads pydicom.
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -59,7 +54,7 @@ def kind_of(path: Any, files: list[Any] | None = None) -> str:
     if not files or (others and not holds_series(files, max(2, others))):
       return FOLDER
     return DICOM if others or _looks_like_dicom(path) else FOLDER
-  if why := why_unread(path):
+  if why := _UNREAD.get(path.suffix.lower()):
     raise UserError(f"{path}: {why}")
   by_name = _kind_by_name(path)
   if by_name is None:
@@ -80,8 +75,12 @@ def holds_series(files: Sequence[Any], at_least: int) -> bool:
 
 
 def why_unread(path: Any) -> str:
-  """What a file is and what to do where its format is known and not read, or ""."""
-  return _UNREAD.get(path.suffix.lower(), "")
+  """What a folder's file is and what to do where its format is known and not read, or ""."""
+  suffix = path.suffix.lower()
+  is_picture = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+  if is_picture and suffix not in pictures.READ_SUFFIXES:
+    return f"a picture in a format that is not read, {suffix}: save it as .png"
+  return _UNREAD.get(suffix, "")
 
 
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:

@@ -26,7 +26,7 @@ from dmfnet_jax.io.paths import (
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """What pictures are written as, in lower case; the case of a file's suffix does not matter."""
 
-READ_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".webp")
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".gif", ".webp")
 """What is a picture in a folder."""
 
 BESIDE = ("_std", "_overlay")

@@ -98,7 +98,6 @@ UNREAD = {
   "x.mha": "a MetaImage volume",
   "x.mnc": "a MINC volume",
   "x.npy": "a NumPy array",
-  "x.avif": "an AVIF picture",
 }
 
 
@@ -113,6 +112,20 @@ def test_formats_that_are_not_read_are_named_with_the_way_out(tmp_path, model, c
   # In folders the others are fused.
   assert _fuse(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
   assert f"{tmp_path / 'a' / name} ({UNREAD[name]}" in capsys.readouterr().err
+  assert listing(tmp_path / "out") == ["p.png"]
+
+
+def test_pictures_in_folders_that_are_not_read_are_named(tmp_path, model, capsys):
+  for folder in "ab":
+    _preview(tmp_path / folder / "p.jfif")
+    for suffix in (".psd", ".svg", ".avif"):
+      (tmp_path / folder / f"x{suffix}").write_bytes(b"x")
+    (tmp_path / folder / "notes.txt").write_bytes(b"x")
+  assert _fuse(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
+  told = capsys.readouterr().err
+  for suffix in (".psd", ".svg", ".avif"):
+    assert f"x{suffix} (a picture in a format that is not read, {suffix}: save it as .png)" in told
+  assert "notes.txt" not in told
   assert listing(tmp_path / "out") == ["p.png"]
 
 

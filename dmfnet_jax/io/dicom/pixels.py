@@ -55,8 +55,9 @@ def read_pixels(path: Any) -> np.ndarray:
 def _apply_palette(indices: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
   """Colours [..., 3] of a palette, without alpha.
 
-  Entries of 16 bits that all fit 8 are colours of 8 bits: some programs write them so, and other
-  viewers look at the largest one, too. Big-endian ones are turned, which pydicom does not do.
+  Entries of 16 bits that all fit 8, or have nothing in their low bytes, are colours of 8 bits: some
+  programs write them so, and other viewers look at the largest one, too. Big-endian ones are
+  turned, which pydicom does not do.
   """
   descriptor = Tags(dataset).numbers("RedPaletteColorLookupTableDescriptor", 2)
   count, first = (
@@ -69,7 +70,9 @@ def _apply_palette(indices: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
       if entries and len(entries) == 2 * count:
         dataset[keyword].value = np.frombuffer(entries, np.uint16).byteswap().tobytes()
   colours = pydicom.pixels.apply_color_lut(indices, dataset)[..., :3]
-  every = first + np.arange(count)
-  if colours.dtype == np.uint16 and pydicom.pixels.apply_color_lut(every, dataset).max() < 256:
+  if colours.dtype != np.uint16:
+    return colours
+  table = pydicom.pixels.apply_color_lut(first + np.arange(count), dataset)[..., :3]
+  if table.max() < 256:
     return colours.astype(np.uint8)
-  return colours
+  return colours if (table & 255).any() else (colours >> 8).astype(np.uint8)
