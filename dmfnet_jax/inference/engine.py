@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -99,6 +100,19 @@ class Engine:
     self._compiled: dict[Size, dict[int, int]] = {}  # batch sizes, and the devices of each
     self._running: dict[Size, int] = {}  # the batch size that runs, or ran last
     self._sharing: dict[Size, int] = {}  # devices that share a single example
+
+  def check(self) -> None:
+    """Builds the method's networks, which computes nothing.
+
+    Raises:
+      UserError: the config names a part that there is not, or has fields that the method has not.
+    """
+    try:
+      self.method.fuse(self.config, Compute(self._dtype))
+    except (KeyError, TypeError) as error:
+      raise UserError(
+        f"the model's config is not one of this version's {self.config['method']}: {error}"
+      ) from error
 
   def padded(self, size: Size) -> Size:
     """The size to which a picture is padded, which follows from its own."""
@@ -328,7 +342,11 @@ def _program(config_json: str, compute: Compute, devices: tuple[jax.Device, ...]
   function = methods.get(config["method"]).fuse(config, compute)
 
   def fuse(params: Params, images: Images, keys: Array) -> Images:  # its name is the program's
-    return function(params, images, keys)
+    try:
+      return function(params, images, keys)
+    except (ScopeParamNotFoundError, ScopeParamShapeError) as error:
+      reason = str(error).partition(" (https:")[0]  # Flax's page about it
+      raise UserError(f"the model's parameters do not fit its config: {reason}") from error
 
   is_whole = len(devices) == 1 or compute.mesh is not None
   return jax.jit(fuse) if is_whole else divide_among(fuse, devices)

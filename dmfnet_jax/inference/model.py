@@ -180,5 +180,6 @@ def load_model(
     raise UserError(
       f"{model} has no {' and no '.join(missing)}: fusing needs a model of the method's last stage"
     )
+  loaded._engine.check()
   loaded.params = select(params, loaded.method.networks)
   return loaded

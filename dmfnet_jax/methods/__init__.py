@@ -29,7 +29,10 @@ def get(name: str) -> Method:
     UserError: there is none, and the message lists those that there are; or see `parts.find`.
   """
   if parts.is_foreign(name):
-    return parts.find("method", name, {})
+    found = parts.find("method", name, {})
+    if not isinstance(found, Method):
+      raise UserError(f"{name} is no method: it is a {type(found).__name__}")
+    return found
   if name not in names():
     raise UserError(f"unknown method {name!r}: give one of {', '.join(names())}")
   return importlib.import_module(f"{__name__}.{name}").METHOD

@@ -71,4 +71,6 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
     return getattr(importlib.import_module(module), attribute)
   except Exception as error:  # whatever the user's module raises
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+      reason += f"; run where {module.partition('.')[0]} lies, or name its folder in PYTHONPATH"
     raise UserError(f"config.{field}={name}: cannot import it: {reason}") from error

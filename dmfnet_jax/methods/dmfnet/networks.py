@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
+from dmfnet_jax.methods import parts
+from dmfnet_jax.methods.dmfnet.fusion_head import ATTENTIONS, FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
 
 
@@ -22,9 +23,15 @@ def build_unet(config: Mapping[str, Any], dtype: Any = "float32", remat: bool = 
 def build_fusion_head(
   head: Mapping[str, Any], unet: Mapping[str, Any], num_timesteps: int, dtype: Any = "float32"
 ) -> FusionHead:
-  """Builds the head for a UNet's features: `head` names its parts, the widths follow the UNet's."""
+  """Builds the head for a UNet's features: `head` names its parts, the widths follow the UNet's.
+
+  Raises:
+    UserError: a part that there is not, see `parts.find`: here, and not only where it computes.
+  """
   widths = tuple(unet["width"] * m for m in reversed(unet["multipliers"]))
-  return FusionHead(level_widths=widths, num_timesteps=num_timesteps, **head, dtype=dtype)
+  built = FusionHead(level_widths=widths, num_timesteps=num_timesteps, **head, dtype=dtype)
+  parts.find("fusion_head.attention", built.attention, ATTENTIONS)
+  return built
 
 
 def init_unet(key: jax.Array, unet: UNet) -> Any:
