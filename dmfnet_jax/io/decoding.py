@@ -7,6 +7,7 @@ A picture in memory is a uint8 array, [H, W] grey or [H, W, 3] RGB, red first. H
 | 8-bit grey or RGB | as it is |
 | 1-bit | 0 and 255 |
 | palette | RGB |
+| WebP whose channels differ by one level at most | grey |
 | CMYK, YCbCr | RGB, by Pillow's conversion (no colour profile is applied) |
 | transparency (alpha channel, or a transparent colour) | laid over black, then dropped |
 | 16-bit grey | value / 257, rounded: the full 16-bit range becomes the full 8-bit range |
@@ -125,6 +126,7 @@ def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
     raise UserError(f"holds signed integers, which have no agreed white: {_WAYS_OUT}")
   bits = max(tags.get(_TIFF_BITS, (16,)))
   white_is_zero = tags.get(_TIFF_PHOTOMETRIC) == 0
+  image_format = image.format  # what is made of it has none
   _mend_byte_order(image)
   image.load()
   if image.format != "TIFF":  # those Pillow has turned already
@@ -152,7 +154,11 @@ def _decode(image: Image.Image, as_values: bool) -> np.ndarray:
     black = Image.new(mode, image.size)
     black.paste(image, mask=image)
     image = black
-  return np.array(image.convert(mode))
+  decoded = np.array(image.convert(mode))
+  # WebP has no grey: a grey picture comes back with channels that differ by a level of rounding.
+  if image_format == "WEBP" and int(np.ptp(decoded.astype(np.int16), axis=-1).max()) <= 1:
+    return np.array(image.convert("L"))
+  return decoded
 
 
 def _stored_values(values: np.ndarray, bits: int, signed: bool, white_is_zero: bool) -> np.ndarray:

@@ -130,6 +130,14 @@ def test_16_bit_rgb_is_within_a_level(tmp_path):
   assert np.abs(error).max() <= 1
 
 
+def test_a_grey_webp_is_grey(tmp_path):
+  smooth = np.add.outer(np.arange(32), 3 * np.arange(40)).astype(np.uint8)
+  Image.fromarray(smooth).save(tmp_path / "x.webp", quality=90)
+  found = pictures.read_image(tmp_path / "x.webp")
+  assert found.ndim == 2
+  np.testing.assert_allclose(found.astype(int), smooth, atol=12)
+
+
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u2", "i2", "f4", "f8"])
