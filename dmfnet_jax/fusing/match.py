@@ -94,6 +94,12 @@ def match_pairs(
   elif kind_a == DICOM and kind_b == FOLDER and kinds.holds_series(files_b or [], 1):
     kind_b = DICOM
   if FOLDER in (kind_a, kind_b):
+    if kind_a != kind_b and path_a.is_dir() and path_b.is_dir():
+      which, series = (a, b) if kind_a == FOLDER else (b, a)
+      raise UserError(
+        f"{which} is a folder of pairs and {series} the folder of one DICOM series: give two of a "
+        "kind (a series has a folder of its own)"
+      )
     if kind_a != kind_b:
       raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
     return _match_folders({path_a: files_a or [], path_b: files_b or []}, path_out)

@@ -63,6 +63,18 @@ def test_a_single_slice_with_a_preview_beside_a_series(tmp_path, model, swapped)
   assert nibabel.load(tmp_path / "out.nii.gz").shape[2] == 1
 
 
+def test_a_folder_of_two_series_and_a_preview_is_none_of_one(tmp_path, model, capsys):
+  folders = [phantoms.write_series(tmp_path / name) for name in "ab"]
+  other = {"SeriesInstanceUID": pydicom.uid.generate_uid()}
+  phantoms.save(tmp_path / "a" / "other.dcm", phantoms.dataset(phantoms.values(), **other))
+  _preview(tmp_path / "a" / "preview.jpg")
+  assert _fuse(*folders, "-o", tmp_path / "out") == 2
+  told = capsys.readouterr().err
+  assert (
+    f"{folders[0]} is a folder of pairs and {folders[1]} the folder of one DICOM series" in told
+  )
+
+
 def test_pairs_of_pictures_and_single_dicom_files_stay_pairs(tmp_path, model):
   for name in "ab":
     _preview(tmp_path / name / "p.png")
