@@ -28,6 +28,7 @@ def _read(tmp_path, stored, modality="CT", add=(), **tags):
     (np.int16, [-2000], [(0x00280120, "SS", -2000)]),
     (np.int16, [-2000], [(0x00280120, "US", 63536)]),
     (np.int16, [-2000], [(0x00280120, "OW", b"\x30\xf8")]),
+    (np.int16, [-2000], [(0x00280120, "UN", b"\x30\xf8")]),
     (np.uint16, [63536], [(0x00280120, "SS", -2000)]),
     (np.int16, [-2000, -1990], [(0x00280120, "US", 63536), (0x00280121, "US", 63546)]),
     (np.int16, [-2000, -1990], [(0x00280120, "SS", -1990), (0x00280121, "US", 63536)]),
@@ -41,6 +42,19 @@ def test_padding_is_known_whatever_sign_its_tag_is_written_with(tmp_path, dtype,
   found = slices(_read(tmp_path, stored, add=add, RescaleIntercept=0))[0]
   np.testing.assert_array_equal(found[0, : len(padded)], lowest)
   assert found.max() < 1000
+
+
+@pytest.mark.parametrize("vr", ["US", "SS", "OW"])
+def test_padding_of_a_big_endian_file(tmp_path, vr):
+  stored = values(dtype=np.int16, low=10, high=1000)
+  lowest = stored.min()
+  stored[0, 0] = -2000
+  ds = phantoms.dataset(stored, syntax=uid.ExplicitVRBigEndian, RescaleIntercept=0)
+  ds.PixelData = stored.astype(">i2").tobytes()
+  ds.add_new(0x00280120, vr, {"US": 63536, "SS": -2000, "OW": b"\xf8\x30"}[vr])
+  volume = dicom.read_dicom(phantoms.save(tmp_path / "x.dcm", ds))
+  assert slices(volume)[0][0, 0] == lowest
+  assert slices(volume).max() < 1000
 
 
 def test_bright_values_are_no_padding(tmp_path):
@@ -116,6 +130,7 @@ def _enhanced_pet(**changes):
   dose.RadionuclideHalfLife, dose.RadiopharmaceuticalStartDateTime = 3600, "20240229080000"
   base = {
     "Modality": "PT",
+    "SOPClassUID": uid.EnhancedPETImageStorage,
     "DecayCorrected": "YES",
     "AttenuationCorrected": "YES",
     "DecayCorrectionDateTime": "20240229090000",
@@ -146,6 +161,7 @@ def test_enhanced_pet_becomes_suv(tmp_path, dose, unit):
   ("changes", "says"),
   [
     ({"DecayCorrected": "NO"}, "DecayCorrected is not YES"),
+    ({"DecayCorrected": None}, "DecayCorrected is not YES"),
     ({"AttenuationCorrected": "NO"}, "AttenuationCorrected is not YES"),
     ({"DecayCorrectionDateTime": None}, "no DecayCorrectionDateTime"),
     ({"PatientWeight": None}, "no PatientWeight"),

@@ -10,7 +10,7 @@ The rules of reading, in the order in which they apply:
 3. Slices are sorted by position: ImagePositionPatient along the normal of ImageOrientationPatient.
    Where a series lacks these, by SliceLocation, else InstanceNumber, else the frame's number in the
    file, else the file's name; the volume then has no geometry. Several images at one position (a
-   time series, several echoes) are refused, and gaps noted.
+   time series, several echoes) are refused, so are Siemens mosaics (see `mosaic`), and gaps noted.
 4. Stored values become `unit`, and PET becomes SUV where the tags allow (see `suv`); MONOCHROME1 is
    inverted (not PET, nuclear medicine and dose, whose values are quantities), padding takes the
    lowest value of its slice, colour becomes 8-bit RGB.

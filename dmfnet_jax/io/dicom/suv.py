@@ -31,6 +31,7 @@ import re
 import numpy as np
 import pydicom
 import pydicom.pixels
+from pydicom.uid import EnhancedPETImageStorage
 from pydicom.valuerep import DT
 
 from dmfnet_jax.io.dicom.headers import BadFileError, Tags, private_text
@@ -281,7 +282,7 @@ def _positive(tags: Tags, keyword: str) -> float:
 def _decayed_dose(slices: list[pydicom.Dataset]) -> tuple[float, str]:
   """The dose in Bq at the time to which the image was corrected, and how that was found."""
   first = Tags(slices[0])
-  is_enhanced = bool(first.text("DecayCorrected"))
+  is_enhanced = first.uid("SOPClassUID") == EnhancedPETImageStorage or first.text("DecayCorrected")
   corrected = first.text("CorrectedImage").upper().split("\\")
   for code, name in (("ATTN", "Attenuation"), ("DECY", "Decay")):
     if is_enhanced and first.code(f"{name}Corrected").upper() != "YES":
