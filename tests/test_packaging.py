@@ -73,7 +73,7 @@ def test_every_extra_that_is_named_exists(metadata):
     if path.is_file():
       for extras in re.findall(r"(?:dmfnet_jax|['\"]\.)\[([\w,]+)\]['\"]", path.read_text()):
         named |= set(extras.split(","))
-  assert {"data", "serve", "tensorboard"} <= named <= metadata["extras_require"].keys()
+  assert {"data", "hub", "serve", "tensorboard"} <= named <= metadata["extras_require"].keys()
 
 
 def test_tests_install_what_they_use(metadata):

@@ -10,11 +10,10 @@ import ml_collections
 from dmfnet_jax import methods
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import Method, Params, Stage, select
 from dmfnet_jax.training import distributed, steps
 from dmfnet_jax.training.state import Optimizers, TrainState, continue_from, create_train_state
-from dmfnet_jax.weights import files, load_params, workdir
+from dmfnet_jax.weights import files, find, load_params, workdir
 
 
 class Setup(NamedTuple):
@@ -116,7 +115,7 @@ def _load(
     return files.read_weights(copy)
   if not config[field]:
     raise UserError(f"config.{field} is empty: name a model file")
-  path = paths.as_path(config[field])
+  path = find.place(config[field])
   if not path.is_dir():
     return load_params(config[field])
   best = distributed.values_of_process_0(workdir.best_first(path))
@@ -152,7 +151,7 @@ def begin(setup: Setup, state: TrainState) -> TrainState:
   """
   if not setup.stage.continued or not setup.config.start:
     return state
-  path = paths.as_path(setup.config.start)
+  path = find.place(setup.config.start)
   if path.is_dir():
     newest = sorted(distributed.values_of_process_0(workdir.best_first(path)), reverse=True)
     earlier, _ = workdir.read_first(path, newest, distributed.all_agree)

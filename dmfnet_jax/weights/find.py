@@ -1,4 +1,4 @@
-"""From a word to a model: a released name, a model file or a training workdir."""
+"""From a word to a model: a released name, a model file, a training workdir or hf://OWNER/NAME."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ from dmfnet_jax.io import paths
 from dmfnet_jax.weights import files
 
 _FOLDER = Path(__file__).parent
+_HUB = "hf://"
+_HUB_FILE = "model.safetensors"  # as a finished training names it
 
 
 def released_names() -> list[str]:
@@ -21,13 +23,47 @@ def released_path(name: str) -> Path:
   if name not in released_names():
     known = ", ".join(released_names()) or "none"
     raise UserError(
-      f"unknown model {name!r}: give a released name ({known}), a .safetensors file or a workdir"
+      f"unknown model {name!r}: give a released name ({known}), a .safetensors file, a workdir or "
+      f"{_HUB}OWNER/NAME"
     )
   return _FOLDER / f"{name}.safetensors"
 
 
+def download(address: str) -> Path:
+  """Path of a model file of the Hugging Face Hub, downloaded unless it is in the Hub's cache.
+
+  Args:
+    address: `hf://OWNER/NAME` or `hf://OWNER/NAME/FILE`; FILE is model.safetensors by default.
+
+  Raises:
+    UserError: no such address, no huggingface_hub, or a download that failed.
+  """
+  owner, name, file = [*address.removeprefix(_HUB).split("/", 2), "", ""][:3]
+  if not (owner and name):
+    raise UserError(
+      f"{address}: an address of the Hub is {_HUB}OWNER/NAME or {_HUB}OWNER/NAME/FILE"
+    )
+  try:
+    from huggingface_hub import hf_hub_download
+  except ImportError as error:
+    raise UserError(f"{address} needs huggingface_hub: pip install 'dmfnet_jax[hub]'") from error
+  try:
+    return Path(hf_hub_download(f"{owner}/{name}", file or _HUB_FILE))
+  except Exception as error:  # whatever its client raises: the Hub's, the network's, the disk's
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError(f"{address}: cannot download {file or _HUB_FILE}: {reason}") from error
+
+
+def place(model: str | os.PathLike[str]) -> Any:
+  """The path that a word stands for, if it stands for one; of a model of the Hub its download."""
+  address = os.fspath(model)
+  return download(address) if address.startswith(_HUB) else paths.as_path(model)
+
+
 def load_params(model: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a released model, a `.safetensors` file or a training workdir; an existing path wins.
+
+  Or `hf://OWNER/NAME[/FILE]`, see `download`.
 
   Returns:
     The parameters by network, and the model config with its "method". Of a workdir the best
@@ -36,7 +72,7 @@ def load_params(model: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
   Raises:
     UserError: nothing of that name, a damaged file, or a workdir without a checkpoint.
   """
-  path = paths.as_path(model)
+  path = place(model)
   if path.is_dir():
     from dmfnet_jax.weights.workdir import load_trained  # it loads Orbax
 
