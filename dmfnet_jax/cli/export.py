@@ -10,7 +10,9 @@ from dmfnet_jax.cli.fuse import add_option
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the arguments; `export_model` says what each does."""
   parser.add_argument(
-    "model", metavar="MODEL", help="a released model, a .safetensors file or a training workdir"
+    "model",
+    metavar="MODEL",
+    help="a released model, a .safetensors file, a workdir or hf://OWNER/NAME",
   )
   parser.add_argument("-o", "--out", metavar="FILE", required=True, help="to write")
   parser.add_argument(

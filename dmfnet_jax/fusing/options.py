@@ -43,7 +43,7 @@ class FuseOptions:
   model: str = _option(
     "small",
     RESULT,
-    "a released model, a .safetensors file or a training workdir (%(default)s)",
+    "a released model, a .safetensors file, a workdir or hf://OWNER/NAME (%(default)s)",
     metavar="NAME|FILE|WORKDIR",
   )
   seed: int = _option(0, RESULT, "of the noise (%(default)s)", bounds=(0, _MAX_SEED))
