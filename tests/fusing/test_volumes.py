@@ -376,7 +376,7 @@ def test_windows_are_the_users(brain, files, tmp_path, model):
     (["t1.nii.gz", "pet.nii.gz", "-o", "x.dcm"], "cannot write this"),
     (["picture.png", "picture.png", "-o", "f.nii.gz"], "not into a volume"),
     (["folder", "folder", "-o", "f.nii.gz"], "need a folder as the output"),
-    (["t1.nii.gz", "pet.nii.gz", "-o", "f.nii", "--lut", "jet"], "no colour map of this name"),
+    (["t1.nii.gz", "pet.nii.gz", "-o", "f.nii", "--lut", "nothing"], "no colour map of this name"),
     (["t1.nii.gz", "pet.nii.gz", "-o", "f.nii", "--window-b", "3,2"], "window '3,2'"),
     (["twice", "twice", "-o", "out"], "x.nii and x.nii.gz have the same stem"),
     (["both", "both", "-o", "out"], "x.nii and x.png have the same stem"),

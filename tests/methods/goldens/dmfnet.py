@@ -97,7 +97,7 @@ def of_fusion(arrays, draw):
 def of_losses(arrays, draw):
   del draw
   found = {}
-  for case in sorted({key.rpartition("_")[2] for key in arrays}):
+  for case in sorted(key.removeprefix("fused_") for key in arrays if key.startswith("fused_")):
     found |= inputs(arrays, *(f"{name}_{case}" for name in ("mri", "other", "fused")))
     fused, a, b = (nhwc(arrays[f"{name}_{case}"]) for name in ("fused", "mri", "other"))
 
