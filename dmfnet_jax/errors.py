@@ -1,4 +1,7 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what its messages share."""
+
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,3 +19,14 @@ def why_failed(error: UserError | MemoryError, what: str) -> str:
     what: that which did not fit, where the memory was full: "the pictures".
   """
   return f"{what} do not fit the memory" if isinstance(error, MemoryError) else str(error)
+
+
+def one_line(error: Exception) -> str:
+  """What an error of a library says, in one line; its type's name where it says nothing."""
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
+  """Raises a `UserError` where a config field's value is none of those that there are."""
+  if value not in known:
+    raise UserError(f"config.{field} is one of {', '.join(map(repr, known))}, not {value!r}")

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 
 PathLike = str | os.PathLike[str]
 
@@ -138,5 +138,4 @@ def compose(name: str) -> str:
 
 def reason(error: Exception) -> str:
   """What an error of the system or of a library says, in one line."""
-  said = getattr(error, "strerror", None)
-  return said or " ".join(str(error).split()) or type(error).__name__
+  return getattr(error, "strerror", None) or one_line(error)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 
 _allowed: set[str] = set()
 
@@ -70,7 +70,7 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
   try:
     return getattr(importlib.import_module(module), attribute)
   except Exception as error:  # whatever the user's module raises
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
       reason += f"; run where {module.partition('.')[0]} lies, or name its folder in PYTHONPATH"
     raise UserError(f"config.{field}={name}: cannot import it: {reason}") from error

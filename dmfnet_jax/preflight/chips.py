@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 
 
 class Chip(NamedTuple):
@@ -64,8 +64,7 @@ def describe_devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]
     try:
       return topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
-      reason = " ".join(str(error).split())
-      raise UserError(f"there is no topology {topology!r}: {reason}") from error
+      raise UserError(f"there is no topology {topology!r}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint import checkpoint_managers as policies
 
 from dmfnet_jax import methods
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.methods.method import select
 from dmfnet_jax.training import distributed, resumption
 from dmfnet_jax.training.progress import say
@@ -177,7 +177,7 @@ class Checkpointer:
       raise
     # TensorStore reports a full disk as a ValueError, Orbax's threads as a RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
-      reason = " ".join(str(error).split())[:300]
+      reason = one_line(error)[:300]
       raise UserError(
         f"cannot write a checkpoint to {self._workdir}: {reason}. The checkpoints written before "
         "are intact: make room, and the same command goes on from there"

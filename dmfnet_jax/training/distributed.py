@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dmfnet_jax.backend import find_rank, has_tpu
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.messages import say
 
 # A process is taken for dead after so long without a sign of life, and ends the others.
@@ -92,7 +92,7 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
   # OSError: the metadata server, which is asked for the other hosts of a slice, does not answer.
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
-      f"cannot join the other processes: {' '.join(str(error).split())}; for this host alone: "
+      f"cannot join the other processes: {one_line(error)}; for this host alone: "
       "--coordinator localhost:8476 --num-processes 1 --process-id 0"
     ) from error
 

@@ -1,7 +1,7 @@
 """From a config to what a run trains: checks, the networks it begins with, state and step."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import ml_collections
 
 from dmfnet_jax import methods
 from dmfnet_jax.diffusion import gaussian
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods.method import Method, Params, Stage, select
 from dmfnet_jax.training import distributed, steps
 from dmfnet_jax.training.state import Optimizers, TrainState, continue_from, create_train_state
@@ -37,15 +37,15 @@ def check_config(config: ml_collections.ConfigDict, devices: int | None = None) 
       f"config.batch_size={config.batch_size} is global and must be a multiple of the "
       f"{devices} devices"
     )
-  _check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
-  _check_choice("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
+  check_choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
+  check_choice("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("num_train_steps", "log_every_steps", "eval_batch_size", "keep_checkpoints"):
     if config[name] < 1:
       raise UserError(f"config.{name}={config[name]} must be at least 1")
   method = methods.get(config.method)
   if not method.stages:
     raise UserError(f"{config.method} is not trained: it fuses with a model from elsewhere")
-  _check_choice("stage", config.stage, method.stages)
+  check_choice("stage", config.stage, method.stages)
   method.check(config)
 
 
@@ -66,11 +66,6 @@ def choose_devices(batch_size: int) -> list[jax.Device]:
   dividing = (n for n in range(fewest, 0, -1) if batch_size % (n * len(of_process)) == 0)
   count = next(dividing, fewest)
   return [device for those in of_process for device in those[:count]]
-
-
-def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
-  if value not in known:
-    raise UserError(f"config.{field} is one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:

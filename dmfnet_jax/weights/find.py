@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.io import paths
 from dmfnet_jax.weights import files
 
@@ -50,8 +50,8 @@ def download(address: str) -> Path:
   try:
     return Path(hf_hub_download(f"{owner}/{name}", file or _HUB_FILE))
   except Exception as error:  # whatever its client raises: the Hub's, the network's, the disk's
-    reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{address}: cannot download {file or _HUB_FILE}: {reason}") from error
+    wanted = file or _HUB_FILE
+    raise UserError(f"{address}: cannot download {wanted}: {one_line(error)}") from error
 
 
 def place(model: str | os.PathLike[str]) -> Any:

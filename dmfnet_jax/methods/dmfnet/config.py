@@ -1,10 +1,10 @@
 """DM-FNet's fields of a config, and which values make no sense."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dmfnet_jax.diffusion.schedule import BETA_SCHEDULES
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.dmfnet.fusion_head import ATTENTIONS, OUTPUTS
 
@@ -71,23 +71,18 @@ def check(config: Any) -> None:
           f"config.unet.norm_groups={config.unet.norm_groups} must divide the width "
           f"{config.unet.width * multiplier}"
         )
-    _check_choice("schedule.name", config.schedule.name, BETA_SCHEDULES)
+    check_choice("schedule.name", config.schedule.name, BETA_SCHEDULES)
     if len(config.timestep_range) != 2:
       raise UserError(f"config.timestep_range={config.timestep_range} must be two steps")
     _check_steps("timestep_range", config.timestep_range, config.schedule.num_timesteps)
     return
   features, head = config.features, config.fusion_head
-  _check_choice("features.schedule.name", features.schedule.name, BETA_SCHEDULES)
-  _check_choice("features.source", features.source, ("decoder", "encoder"))
+  check_choice("features.schedule.name", features.schedule.name, BETA_SCHEDULES)
+  check_choice("features.source", features.source, ("decoder", "encoder"))
   _check_steps("features.timesteps", features.timesteps, features.schedule.num_timesteps)
   parts.find("fusion_head.attention", head.attention, ATTENTIONS)
-  _check_choice("fusion_head.output", head.output, OUTPUTS)
-  _check_choice("fusion_head.multi_scale_reach", head.multi_scale_reach, (0, 1, 2))
-
-
-def _check_choice(field: str, value: Any, known: Iterable[Any]) -> None:
-  if value not in known:
-    raise UserError(f"config.{field} is one of {', '.join(map(repr, known))}, not {value!r}")
+  check_choice("fusion_head.output", head.output, OUTPUTS)
+  check_choice("fusion_head.multi_scale_reach", head.multi_scale_reach, (0, 1, 2))
 
 
 def _check_steps(field: str, steps: Sequence[int], last: int) -> None:
