@@ -13,13 +13,12 @@ from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import NoiseSchedule, sample_noise_level
 from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
+from dmfnet_jax.methods.method import Compute
 
 Array = jax.Array
 Divide = Callable[[Array, int], Array]  # see `Compute.divide`
 
-
-def _divide_not(x: Array, axis: int) -> Array:
-  return x
+_divide_not = Compute().divide
 
 
 def noise_sources(
