@@ -10,6 +10,7 @@ Without torch only this program is timed.
 """
 
 import argparse
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -63,7 +64,9 @@ def main() -> None:
   print(f"one pair of {size} x {size}, width {width}, float32, medians of {args.repeats}")
   print(measuring.machine(), flush=True)
   seconds = measuring.interleaved_medians(runs | convolutions, args.repeats)
-  arithmetic = measuring.arithmetic(engines[6].fuse_noisy, *noisy, measuring.LEVELS)
+  arithmetic = measuring.arithmetic(
+    functools.partial(engines[6].extra, "fuse_noisy"), *noisy, measuring.LEVELS
+  )
   peak_name = min(convolutions, key=seconds.__getitem__)
   peak = _convolution_arithmetic(size, width) / seconds[peak_name]
   print(f"{'':28} {'seconds':>8} {'GFLOP/s':>8} {'of peak':>8} {'temporaries':>12}")
