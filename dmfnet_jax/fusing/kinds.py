@@ -8,7 +8,6 @@ from typing import Any
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths, pictures
 
-# `DICOM` is also in io/volumes.py, which loads nibabel.
 PICTURE, NIFTI, DICOM, FOLDER = "picture", "NIfTI volume", "DICOM series", "folder"
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")

@@ -17,17 +17,16 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
-from dmfnet_jax.fusing.kinds import NIFTI, PICTURE
+from dmfnet_jax.fusing.kinds import DICOM, NIFTI, PICTURE
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pictures import BLACK
 from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown
-from dmfnet_jax.io import color, grids, nifti, panels, scaling
+from dmfnet_jax.io import color, grids, nifti, other_volumes, panels, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.scaling import Window
-from dmfnet_jax.io.volumes import read_volume
 from dmfnet_jax.messages import say
 
 
@@ -58,7 +57,7 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   a, b = _read(pair.a, pair.kind_a), _read(pair.b, pair.kind_b)
   warnings = _check_frames(pair, a, b, options)
   b = _on_one_grid(a, b, options.resample)
-  plane = _plane(options.axis, a)
+  plane = grids.find_plane(options.axis, a)
   count = len(grids.to_pictures(a.data, a.affine, plane))
   if pair.out_kind == PICTURE and count != 1:
     raise UserError(f"{pair.out}: {count} slices do not fit a picture: name a folder, with --png")
@@ -115,7 +114,14 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
 
 
 def _read(path: Any, kind: str) -> Volume:
-  volume = read_volume(path, kind)
+  if kind == DICOM:
+    from dmfnet_jax.io.dicom import read_dicom  # it loads pydicom
+
+    volume = read_dicom(path)
+  else:
+    volume = (
+      other_volumes.read_other(path) if other_volumes.is_other(path) else nifti.read_nifti(path)
+    )
   for note in volume.notes:
     say(f"warning: {path}: {note}")
   return volume
@@ -146,14 +152,6 @@ def _on_one_grid(a: Volume, b: Volume, resample: bool) -> Volume:
     f"A and B lie on different grids: {apart}: add --resample to put B on A's grid, once B is "
     "registered to A"
   )
-
-
-def _plane(axis: str | None, a: Volume) -> str:
-  """The plane to cut: axial where the user does not say, or that of a single slice."""
-  single = [i for i, length in enumerate(a.shape) if length == 1]
-  if axis is None and len(single) == 1:
-    return grids.find_plane(single[0], a)
-  return grids.find_plane(axis or "axial", a)
 
 
 def _shown(

@@ -67,8 +67,7 @@ def fuse_volumes(
   (shown_a, window_a), (shown_b, window_b) = _shown("a", a), _shown("b", b)
   if a.is_rgb and not color.is_neutral(a.data):
     warnings.warn("a is coloured: of it only the luma is used", stacklevel=3)
-  single = [i for i, length in enumerate(a.shape) if length == 1]
-  plane = grids.find_plane(single[0], a) if len(single) == 1 else "axial"
+  plane = grids.find_plane(None, a)
   luma, rgb, std = fuse_shown(
     model,
     by_plane(color.rgb_to_luma, shown_a) if a.is_rgb else shown_a,

@@ -177,17 +177,20 @@ def resample(b: Volume, a: Volume) -> Volume:
   return dataclasses.replace(b, data=data, affine=a.affine)
 
 
-def find_plane(axis: str | int, volume: Volume) -> str:
+def find_plane(axis: str | int | None, volume: Volume) -> str:
   """Returns the plane whose slices are fused.
 
   Args:
     axis: one of `PLANES`, or an array axis 0, 1, 2 of A, which stands for the plane that it is
-      nearest to being the normal of.
+      nearest to being the normal of. None: axial, or that of a single slice.
     volume: A.
 
   Raises:
     UserError: there is no such axis.
   """
+  if axis is None:
+    single = [i for i, length in enumerate(volume.shape) if length == 1]
+    axis = single[0] if len(single) == 1 else "axial"
   if str(axis) in PLANES:
     return str(axis)
   if str(axis) not in ("0", "1", "2"):
