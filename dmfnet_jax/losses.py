@@ -90,6 +90,18 @@ def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
   return jnp.mean(jnp.where(var_a >= var_b, structure_a, structure_b), axis=_PER_IMAGE)
 
 
+def outside_envelope(fused: Array, a: Array, b: Array) -> Array:
+  """How far F lies outside of the sources' local envelope, [B, H, W, 1], from 0.
+
+  The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
+  """
+  check_same_shape(fused, a, b)
+  window = {"window_dimensions": (1, 3, 3, 1), "window_strides": (1, 1, 1, 1), "padding": "SAME"}
+  upper = lax.reduce_window(jnp.maximum(a, b), -jnp.inf, lax.max, **window)
+  lower = lax.reduce_window(jnp.minimum(a, b), jnp.inf, lax.min, **window)
+  return jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0)
+
+
 def fusion_loss(
   fused: Array,
   a: Array,
@@ -98,7 +110,11 @@ def fusion_loss(
   intensity_weight: float = 1.5,
   overlap: float = 0.0,
   gradient_weight: float = 1.0,
+  gradient_gain: float = 1.0,
   ssim_weight: float = 0.5,
+  lost_weight: float = 0.0,
+  lost_margin: float = 0.12,
+  invention_weight: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
   """Intensity, gradient and structure of a fused image (arXiv 2506.15218, its second stage).
 
@@ -111,18 +127,32 @@ def fusion_loss(
       white (1): where both sources are bright the fused image is brighter than either, so that
       neither hides the other.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
+    gradient_gain: what the target max(grad A, grad B) is multiplied by.
     ssim_weight: weight of 1 - S, `structure_similarity`.
+    lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
+      it the gradient term buys edges by dark lines through bone and rings around bright spots.
+    lost_margin: the margin, in units of the images.
+    invention_weight: weight of the mean distance of F outside of the sources' `local_envelope`.
 
   Returns:
-    The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself).
+    The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself), and
+    "lost" and "invention" where they have a weight.
   """
   check_same_shape(fused, a, b)
   brightness = jnp.maximum(a, b)
   if overlap:
     brightness = jnp.minimum(brightness + overlap * (jnp.minimum(a, b) + 1), 1)
   intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
-  target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
+  target = gradient_gain * jnp.maximum(sobel_gradient(a), sobel_gradient(b))
   gradient = jnp.mean(absolute(sobel_gradient(fused) - target), axis=_PER_IMAGE)
   ssim = structure_similarity(fused, a, b)
   loss = intensity_weight * intensity + gradient_weight * gradient + ssim_weight * (1 - ssim)
-  return loss, {"intensity": intensity, "gradient": gradient, "ssim": ssim}
+  terms = {"intensity": intensity, "gradient": gradient, "ssim": ssim}
+  if lost_weight:
+    lost = jnp.maximum(jnp.maximum(a, b) - fused - lost_margin, 0)
+    terms["lost"] = jnp.mean(lost**2, axis=_PER_IMAGE)
+    loss += lost_weight * terms["lost"]
+  if invention_weight:
+    terms["invention"] = jnp.mean(outside_envelope(fused, a, b), axis=_PER_IMAGE)
+    loss += invention_weight * terms["invention"]
+  return loss, terms

@@ -47,7 +47,11 @@ def defaults(stage: int) -> dict[str, Any]:
       "intensity_weight": 1.5,  # mean |F - max(A, B)|
       "overlap": 0.0,  # share of the darker source that the intensity's target has besides
       "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
+      "gradient_gain": 1.0,  # what the gradient's target is multiplied by
       "ssim_weight": 0.5,  # 1 - structure similarity
+      "lost_weight": 0.0,  # mean max(0, max(A, B) - F - lost_margin)^2
+      "lost_margin": 0.12,  # of the images' range of 2
+      "invention_weight": 0.0,  # mean distance of F outside of the sources' local envelope
     },
   }
 
