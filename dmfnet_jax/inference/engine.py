@@ -285,7 +285,11 @@ class Engine:
   def _crop(self, outputs: Mapping[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
     window = tuple(slice(self.method.scale * side) for side in size)
     vectors = {field.name for field in self.method.outputs if field.is_vector}
-    return {k: v if k in vectors else v[window] for k, v in outputs.items()}
+    cropped = {k: v if k in vectors else v[window] for k, v in outputs.items()}
+    if (finish := _after_crop_program(self._config_json)) is None:
+      return cropped
+    finished = finish({k: v[None] for k, v in cropped.items()})
+    return {k: np.asarray(v[0]) for k, v in finished.items()}
 
   def _compute(self, padded: Size, examples: int) -> Compute:
     parts = self._parts_per_step or self._parts.get((padded, examples))
@@ -356,3 +360,10 @@ def _program(config_json: str, compute: Compute, devices: tuple[jax.Device, ...]
 def _extra_program(config_json: str, compute: Compute, name: str) -> Any:
   config = json.loads(config_json)
   return jax.jit(methods.get(config["method"]).extras[name](config, compute))
+
+
+@functools.lru_cache
+def _after_crop_program(config_json: str) -> Any:
+  config = json.loads(config_json)
+  after_crop = methods.get(config["method"]).after_crop
+  return after_crop and jax.jit(after_crop(config))

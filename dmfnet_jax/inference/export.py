@@ -169,6 +169,8 @@ def _on_pictures(
   margins = [(0, engine.padded_side(side, stride, method.exact_size) - side) for side in size]
   window = tuple(slice(method.scale * side) for side in size)
   fuse_padded = method.fuse(config, compute)
+  after_crop = method.after_crop(config) if method.after_crop else lambda outputs: outputs
+  vectors = {field.name for field in method.outputs if field.is_vector}
   output = method.outputs[0]
 
   def fuse(sources: Sequence[jax.Array], keys: jax.Array) -> jax.Array:
@@ -178,8 +180,9 @@ def _on_pictures(
         x = x if field.channels > 1 else x[..., None]
         x = jnp.pad(x, [(0, 0), *margins, (0, 0)], mode="reflect")
       images[field.name] = x
-    fused = fuse_padded(params, images, keys)[output.name]
-    fused = fused if output.is_vector else fused[:, *window]
+    outputs = fuse_padded(params, images, keys)
+    cropped = {k: v if k in vectors else v[:, *window] for k, v in outputs.items()}
+    fused = after_crop(cropped)[output.name]
     return fused if output.channels > 1 else fused[..., 0]
 
   return fuse

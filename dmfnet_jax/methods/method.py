@@ -99,6 +99,10 @@ class Stage:
     frozen: networks that stay as they are, by the config field that names where they come from:
       "start" (a workdir or model file of an earlier stage), or a field for a file from elsewhere.
     continued: networks of `start` that are trained on, with their optimizers' states.
+    targets: further fields of its batches, such as a mask or the contrast to be made, by the names
+      that datasets have. One that is named as a source stands in that source's place, such as `b`
+      with its colours.
+    substitute: a key to networks of `frozen` at random, for those whose config field is empty.
     draw: sample pictures of a stage that does not fuse yet: parameters, sources and keys to
       columns [B, H, W, C] by their titles.
   """
@@ -107,6 +111,8 @@ class Stage:
   updates: tuple[Update, ...]
   frozen: Mapping[str, str] = field(default_factory=dict)
   continued: tuple[str, ...] = ()
+  targets: tuple[Field, ...] = ()
+  substitute: Callable[[Array], Params] | None = None
   draw: Callable[[Params, Images, Array], dict[str, Array]] | None = None
 
 
@@ -149,8 +155,9 @@ class Method:
     networks: what fusing needs, and what a model file holds.
     stages: a stage's number to the function of its config; none for a method without training.
     sources: the inputs, in the order of the command line: anatomical or infrared first.
-    targets: further fields of a training batch, such as a mask or the contrast to be made.
     outputs: what `fuse` gives. The first is the fused picture, where there is one.
+    after_crop: a model config to a function of the outputs of examples of one size, once they are
+      cut to it: for what must not see the padding, such as a picture's own range.
     scale: the outputs' sides over the sources' (super-resolution).
     space: 2, or 3 for whole volumes.
     is_random: whether `fuse` draws noise from its keys.
@@ -172,8 +179,8 @@ class Method:
   networks: tuple[str, ...]
   stages: Mapping[int, Callable[[Config], Stage]] = field(default_factory=dict)
   sources: tuple[Field, ...] = (Field("a"), Field("b", gives_colour=True))
-  targets: tuple[Field, ...] = ()
   outputs: tuple[Field, ...] = (Field("fused"),)
+  after_crop: Callable[[Config], Callable[[Images], Images]] | None = None
   scale: int = 1
   space: int = 2
   is_random: bool = False
@@ -187,6 +194,12 @@ class Method:
   extras: Mapping[str, Callable[[Config, Compute], Callable[..., Any]]] = field(
     default_factory=dict
   )
+
+
+def batch_fields(method: Method, stage: Stage) -> tuple[Field, ...]:
+  """The fields of a stage's batches: the method's sources, and the stage's targets."""
+  fields = {field.name: field for field in (*method.sources, *stage.targets)}
+  return tuple(fields.values())
 
 
 def join(*trees: Params) -> Params:

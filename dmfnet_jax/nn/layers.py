@@ -165,3 +165,12 @@ def upsample_bilinear(x: Array) -> Array:
     doubled[axis] = 2 * n
     x = jnp.stack([even, odd], axis + 1).reshape(doubled)
   return x
+
+
+def stretch(x: Array) -> Array:
+  """Scales each picture [B, H, W, C] in [-1, 1] so that it reaches from -1 to 1.
+
+  A constant picture stays as it is.
+  """
+  low, high = (f(x, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
+  return jnp.where(high > low, 2 * (x - low) / jnp.where(high > low, high - low, 1.0) - 1, x)

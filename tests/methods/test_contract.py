@@ -1,5 +1,6 @@
 """What holds for every method: the trunk relies on it and asks for nothing else."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -7,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import toy
 
 from dmfnet_jax import methods
 from dmfnet_jax.diffusion import gaussian
@@ -14,6 +16,7 @@ from dmfnet_jax.inference.engine import Engine, name_code
 from dmfnet_jax.inference.export import export_fuse
 from dmfnet_jax.inference.model import Model
 from dmfnet_jax.methods.method import STATS, join, select
+from dmfnet_jax.nn import layers
 from dmfnet_jax.training import setup, steps
 from dmfnet_jax.training.config import parse_config
 from dmfnet_jax.weights.files import read_weights, save_weights
@@ -204,6 +207,27 @@ def test_the_exported_program_fuses_the_same(name):
   fused = program.call(*sources, np.uint32(7), codes)
   expected = Model(params, config).fuse(*sources, seed=7, names=["x", "y"])
   np.testing.assert_allclose(np.clip(fused, -1, 1), expected, atol=2e-5)
+
+
+def test_what_follows_the_crop_sees_no_padding(users_method):
+  """A picture that is stretched to its own range reaches both ends, padded or not, exported too."""
+  sizes = [(20, 17), (16, 16), (24, 30)]
+  stretching = dataclasses.replace(
+    toy.METHOD,
+    stride=lambda config: 16,
+    after_crop=lambda config: lambda outputs: {"fused": layers.stretch(0.1 * outputs["fused"])},
+  )
+  config = {"method": users_method(stretching), "toy": {"width": 8}}
+  model, names = Model({"toy": toy.PARAMS}, config), ["x", "y", "z"]
+  sources = [[smooth(np.random.default_rng(i), size) for size in sizes] for i in range(2)]
+  together = model.fuse(*sources, names=names)
+  for i, fused in enumerate(together):
+    assert (fused.min(), fused.max()) == (-1, 1)
+    np.testing.assert_array_equal(fused, model.fuse(*(x[i] for x in sources), names=names[i]))
+  exported = export_fuse(model.params, config, size=sizes[-1], batch=1, precision="float32")
+  codes = np.array([name_code(names[-1])], np.uint32)
+  (fused,) = exported.call(*(x[-1][None] for x in sources), np.uint32(0), codes)
+  np.testing.assert_allclose(fused, together[-1], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,12 +8,11 @@ differ, the program counts.
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods.cddfuse import published, stages
 from dmfnet_jax.methods.cddfuse.networks import build
 from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params
+from dmfnet_jax.nn import layers
 
 _SKIPS = ("none", "visible", "sum")
 # Values per pixel that live at a time, over the width: the taps of the depthwise convolutions, of
@@ -82,17 +81,15 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
     merged = stages.merge(networks, params, *features)
     skip = stages.choose_skip(fusion["skip"], visible, infrared)
     fused, _ = stages.decode(networks, params, *merged, skip)
-    if fusion["stretch"]:
-      fused = stretch(fused)
     return {"fused": 2 * fused - 1}
 
   return apply
 
 
-def stretch(fused: Array) -> Array:
-  """Scales each picture [B, H, W, 1] to its own minimum and maximum; a constant one stays."""
-  low, high = (f(fused, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
-  return jnp.where(high > low, (fused - low) / jnp.where(high > low, high - low, 1.0), fused)
+def after_crop(config: Config) -> Callable[[Images], Images]:
+  """Stretches the pictures where the config says so; see `Method.after_crop`."""
+  stretch = layers.stretch if config["fusion"]["stretch"] else lambda fused: fused
+  return lambda outputs: {"fused": stretch(outputs["fused"])}
 
 
 def memory(
@@ -110,6 +107,7 @@ METHOD = Method(
   stages={1: stages.reconstruction, 2: stages.fusion},
   networks=stages.PARTS,
   fuse=fuse,
+  after_crop=after_crop,
   exact_size=True,
   memory=memory,
   from_torch=published.from_torch,

@@ -10,9 +10,10 @@ from golden_weights import GOLDEN_DIR, nchw, nhwc
 
 from dmfnet_jax import losses
 from dmfnet_jax.configs import cddfuse as recipe
-from dmfnet_jax.methods.cddfuse import METHOD, objectives, published, stages, stretch
+from dmfnet_jax.methods.cddfuse import METHOD, objectives, published, stages
 from dmfnet_jax.methods.cddfuse.networks import build
 from dmfnet_jax.methods.method import Context
+from dmfnet_jax.nn import layers
 from dmfnet_jax.training.state import Optimizers
 
 # The page's own bounds: kinks and an exponential lie between the encoder and the losses; a map of
@@ -218,5 +219,5 @@ def compute(arrays, draw):
       stages.choose_skip(skip, visible[:count], infrared[:count]),
     )
     found[f"fused_{name}"] = Computed(nchw(picture))
-    found[f"fused_{name}_stretched"] = Computed(nchw(stretch(picture)))
+    found[f"fused_{name}_stretched"] = Computed(nchw((layers.stretch(2 * picture - 1) + 1) / 2))
   return found
