@@ -60,6 +60,13 @@ def halve(image: Array, window: np.ndarray) -> Array:
   return image
 
 
+def weighted_mean(image: Array, window: np.ndarray) -> Array:
+  """Smooths with a window, weights [N] along either axis: [..., H, W] to [..., H - N + 1, ...]."""
+  for axis in (-2, -1):
+    image = apart(functools.partial(_weighted_sum, window=window, axis=axis), image)
+  return image
+
+
 def local_moments(images: Array, window: np.ndarray) -> tuple[Array, Array, Array]:
   """Weighted means, variances and covariances with the last picture in every whole window.
 

@@ -70,6 +70,32 @@ def gaussian_blur(x: Array, window: int = 11, sigma: float = 1.5) -> Array:
   return correlate(correlate(x, kernel), kernel.T)
 
 
+def ssim_map(a: Array, b: Array, *, value_range: float = 1.0, border: str = "zero") -> Array:
+  """SSIM at each pixel (Wang et al. 2004), [B, H, W, 1] in about [-1, 1].
+
+  The window is Gaussian, 11 pixels wide (sigma 1.5); moments are biased, constants 0.01 and 0.03.
+
+  Args:
+    a: [B, H, W, 1].
+    b: [B, H, W, 1].
+    value_range: of the pictures: 1 or 2.
+    border: what lies around them: "zero", or "reflect", which needs sides of 6 pixels.
+  """
+  check_same_shape(a, b)
+  c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+  stacked = jnp.concatenate([a, b, a * a, b * b, a * b], axis=0)
+  if border == "reflect":
+    padded = jnp.pad(stacked, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect")
+    blurred = gaussian_blur(padded)[:, 5:-5, 5:-5]
+  else:
+    blurred = gaussian_blur(stacked)
+  mean_a, mean_b, aa, bb, ab = jnp.split(blurred, 5, axis=0)
+  variances = (aa - mean_a**2) + (bb - mean_b**2)
+  covariance = ab - mean_a * mean_b
+  numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+  return numerator / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+
+
 def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
   """The structure term of SSIM against the locally stronger source, [B], in about [-1, 1].
 
@@ -96,9 +122,9 @@ def outside_envelope(fused: Array, a: Array, b: Array) -> Array:
   The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
   """
   check_same_shape(fused, a, b)
-  window = {"window_dimensions": (1, 3, 3, 1), "window_strides": (1, 1, 1, 1), "padding": "SAME"}
-  upper = lax.reduce_window(jnp.maximum(a, b), -jnp.inf, lax.max, **window)
-  lower = lax.reduce_window(jnp.minimum(a, b), jnp.inf, lax.min, **window)
+  window, strides = (1, 3, 3, 1), (1, 1, 1, 1)
+  upper = lax.reduce_window(jnp.maximum(a, b), -jnp.inf, lax.max, window, strides, "SAME")
+  lower = lax.reduce_window(jnp.minimum(a, b), jnp.inf, lax.min, window, strides, "SAME")
   return jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0)
 
 

@@ -1,4 +1,8 @@
-"""The twelve measures of a fused picture, in JAX: batched, jitted, float32.
+"""The measures of a fused picture, in JAX: batched, jitted, float32.
+
+The twelve of `METRIC_NAMES` are those that papers of this field give. Some of them (Qabf, AG, SF)
+reward edges that neither source has. The three of `READER_NAMES` show what a reader of images would
+object to: structure that is made up, brightness that is lost, and uptake out of its order.
 
 Every function takes grey pictures [B, H, W] of one size, 0..255, in any real type, and returns [B]
 float32, one value per pair. F is the fused picture, A and B are its sources. The definitions are
@@ -7,7 +11,8 @@ gives published values was taken. Higher is better, except for the MSE.
 
 No picture gives NaN. Where a definition is 0/0: correlations with a constant picture (CC, SCD) are
 0, Qabf is 0 where both sources are black (other constants have an edge at the border), VIF is 1 for
-a constant source. PSNR is +inf where F equals both sources, else -inf where F is all black.
+a constant source. PSNR is +inf where F equals both sources, else -inf where F is all black. Lost
+brightness is 0 where nothing is bright, tracer order where there is no tracer or but one value.
 
 Float32 is enough because means are taken out before anything is squared, local ones included: on
 real pictures the values are within 1e-5 of float64, relatively.
@@ -23,17 +28,22 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dmfnet_jax.filters import apart, gaussian, halve, local_moments, mean
+from dmfnet_jax.filters import apart, gaussian, halve, local_moments, mean, weighted_mean
 
 METRIC_NAMES = (
   "EN", "MI", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "SCD", "SD", "SF", "AG", "MSE",
 )  # fmt: skip
+
+READER_NAMES = ("invention", "lost_brightness", "tracer_order")
 
 MIN_SIDE = 41  # Smaller pictures leave no whole window in the coarsest of VIFF's scales.
 _NUM_GREYS = 256
 _VIF_WINDOWS = (17, 9, 5, 3)  # finest scale first; sigma is a fifth of the width
 _VIF_NOISE = 2.0  # variance of the visual noise
 _SSIM_WINDOW = 7
+_LOST_LEVELS = 40  # a pixel so far below the brighter source has lost it
+_SIGNAL = 20  # sources above it show something; the level of noise and of JPEG's rims is below
+_ORDER_SIGMA = 3  # pixels
 _ARCTAN = (
   0.0028662257, -0.0161657367, 0.0429096138, -0.0752896400, 0.1065626393, -0.1420889944,
   0.1999355085, -0.3333314528, 1.0,
@@ -211,9 +221,18 @@ def ssim(a: Array, b: Array, fused: Array) -> Array:
 
   That is a uniform 7 x 7 window, sample (co)variances, and only whole windows.
   """
+  return _ssim(a, b, fused, 255)
+
+
+@functools.cache
+def _ssim_for(value_range: float) -> Callable:
+  return _metric(functools.partial(_ssim, value_range=value_range))
+
+
+def _ssim(a: Array, b: Array, fused: Array, value_range: float) -> Array:
   window = np.full(_SSIM_WINDOW, 1 / _SSIM_WINDOW)
   sample = _SSIM_WINDOW**2 / (_SSIM_WINDOW**2 - 1)
-  c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+  c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
   means, var, cov = local_moments(jnp.stack([a, b, fused]), window)
   mean_x, mean_f, var, cov = means[:2], means[2:], sample * var, sample * cov
   luminance = (2 * mean_x * mean_f + c1) / (mean_x**2 + mean_f**2 + c1)
@@ -291,8 +310,106 @@ def average_gradient(fused: Array) -> Array:
   return mean(jnp.sqrt((gx**2 + gy**2) / 2))
 
 
-def compute_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, Array]:
+# Invention, lost brightness, tracer order: what a reader sees.
+
+
+@_metric
+def invention(a: Array, b: Array, fused: Array) -> Array:
+  """Mean distance of F outside of the sources' local envelope, in grey levels, from 0.
+
+  The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
+  What lies outside is a ring, a line or a halo that neither source has. Lower is better.
+  """
+  upper = _of_neighbours(jnp.maximum(a, b), -jnp.inf, lax.max)
+  lower = _of_neighbours(jnp.minimum(a, b), jnp.inf, lax.min)
+  return mean(jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0))
+
+
+def _of_neighbours(image: Array, empty: float, function: Callable) -> Array:
+  """The minimum or maximum of the 3 x 3 neighbours that a pixel [B, H, W] has."""
+  return lax.reduce_window(image, empty, function, (1, 3, 3), (1, 1, 1), "SAME")
+
+
+@_metric
+def lost_brightness(a: Array, b: Array, fused: Array) -> Array:
+  """Share of bright pixels that are lost: more than 40 levels below the brighter source, 0..1.
+
+  Pixels count where the brighter source is above 20. Lower is better.
+  """
+  brighter = jnp.maximum(a, b)
+  bright = brighter > _SIGNAL
+  lost = bright & (fused < brighter - _LOST_LEVELS)
+  count = functools.partial(jnp.sum, axis=(1, 2), dtype=jnp.float32)
+  return count(lost) / jnp.maximum(count(bright), 1)
+
+
+@_metric
+def tracer_order(b: Array, fused: Array) -> Array:
+  """Whether more uptake is brighter: Spearman's correlation of F with B, -1..1.
+
+  Over the pixels where B is above 20, both smoothed by a Gaussian of sigma 3 pixels: the coarse
+  order of the tracer, and not the detail that A gives. For a B that shows function (PET, SPECT).
+  """
+  return _spearman(_smooth(b), _smooth(fused), b > _SIGNAL)
+
+
+def _smooth(image: Array) -> Array:
+  """A Gaussian of `_ORDER_SIGMA`, cut at four sigma; edges are repeated."""
+  offset = np.arange(-4 * _ORDER_SIGMA, 4 * _ORDER_SIGMA + 1)
+  weights = np.exp(-0.5 * (offset / _ORDER_SIGMA) ** 2)
+  reach = len(offset) // 2
+  padded = jnp.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="symmetric")
+  return weighted_mean(padded, weights / weights.sum())
+
+
+def _spearman(x: Array, y: Array, counted: Array) -> Array:
+  """Rank correlation of pictures over the pixels that count, [B]; equals share their mean rank."""
+
+  def one(x, y, counted):
+    ranks = jnp.stack([_ranks(jnp.where(counted, values, jnp.inf)) for values in (x, y)])
+    number = jnp.maximum(counted.sum(dtype=jnp.float32), 1)
+    deviations = jnp.where(counted, ranks - (number - 1) / 2, 0) / number
+    spread = jnp.sqrt((deviations**2).sum(axis=1))
+    product = spread[0] * spread[1]
+    return deviations[0] @ deviations[1] / jnp.where(product > 0, product, jnp.inf)
+
+  return lax.map(lambda triple: one(*(v.ravel() for v in triple)), (x, y, counted))
+
+
+def _ranks(values: Array) -> Array:
+  """Rank of each value, from 0; float32 [N]."""
+  place = jnp.arange(len(values))
+  ordered, index = lax.sort_key_val(values, place)
+  new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+  first = lax.cummax(jnp.where(new, place, 0))
+  last = lax.cummin(jnp.where(jnp.roll(new, -1), place, len(values)), reverse=True)
+  return jnp.zeros(len(values)).at[index].set((first + last).astype(jnp.float32) / 2)
+
+
+def compute_reader_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, Array]:
+  """The three that a reader would object to, of pictures [B, H, W].
+
+  Returns:
+    A dict from each of `READER_NAMES`, in that order, to [B] float32.
+
+  Raises:
+    ValueError: the shapes differ or are not [B, H, W].
+  """
+  values = (invention(a, b, fused), lost_brightness(a, b, fused), tracer_order(b, fused))
+  return dict(zip(READER_NAMES, values, strict=True))
+
+
+def compute_metrics(
+  a: ArrayLike, b: ArrayLike, fused: ArrayLike, *, ssim_range: float = 255
+) -> dict[str, Array]:
   """All twelve of pictures [B, H, W] in one compiled program, which shares what several need.
+
+  Args:
+    a: [B, H, W] the first sources.
+    b: [B, H, W] the second sources.
+    fused: [B, H, W] the fused pictures.
+    ssim_range: what SSIM takes for the range of the values. 2 for the programs that leave it to an
+      old default of scikit-image for floats, as those of the CDDFuse family do.
 
   Returns:
     A dict from each of `METRIC_NAMES`, in that order, to [B] float32.
@@ -301,6 +418,8 @@ def compute_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, A
     ValueError: the shapes differ, are not [B, H, W], or have a side under `MIN_SIDE`.
   """
   values = _all_metrics(a, b, fused)
+  if ssim_range != 255:
+    values["SSIM"] = _ssim_for(float(ssim_range))(a, b, fused)
   return {name: values[name] for name in METRIC_NAMES}  # jit sorts the names
 
 

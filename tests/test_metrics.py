@@ -10,9 +10,15 @@ import pytest
 from oracles import metrics_numpy
 from PIL import Image
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 
 from dmfnet_jax import metrics
-from dmfnet_jax.metrics import METRIC_NAMES, compute_metrics
+from dmfnet_jax.metrics import (
+  METRIC_NAMES,
+  READER_NAMES,
+  compute_metrics,
+  compute_reader_metrics,
+)
 
 # The public function of each metric, and whether it also takes the sources.
 FUNCTIONS = {
@@ -305,3 +311,47 @@ def test_pictures_too_small_for_viff_are_refused():
 def test_every_public_function_says_its_symbol():
   for name, function in FUNCTIONS.items():
     assert inspect.getdoc(function).startswith(f"{name}: ")
+
+
+def test_what_a_reader_sees_equals_the_float64_version(pictures):
+  got = compute_reader_metrics(*pictures)
+  assert tuple(got) == READER_NAMES
+  for i, triple in enumerate(zip(*pictures, strict=True)):
+    for name, want in metrics_numpy.compute_reader_metrics(*triple).items():
+      # Where much is saturated, float32 sees as equal what float64 can order.
+      tolerance = 1e-3 if name == "tracer_order" else 1e-5
+      assert float(got[name][i]) == pytest.approx(want, rel=1e-4, abs=tolerance), (i, name)
+
+
+def test_what_a_reader_sees_by_hand():
+  a = np.zeros((1, 64, 64))
+  a[:, 20:40, 20:40] = 200
+  none = np.zeros_like(a)
+
+  def measured(a, b, fused):
+    return [float(value[0]) for value in compute_reader_metrics(a, b, fused).values()]
+
+  assert measured(a, none, a) == [0, 0, 0]
+  assert measured(none, none, none) == [0, 0, 0]
+  # A black hole of one pixel within the square: lost, and darker than all its neighbours are.
+  hole = a.copy()
+  hole[0, 30, 30] = 0
+  assert measured(a, none, hole) == pytest.approx([0, 1 / 400, 0])  # B is black: no invention
+  assert measured(a, a, hole) == pytest.approx([200 / 64**2, 1 / 400, 0.99], abs=0.01)
+  # A halo of 30 levels, two pixels off the square.
+  halo = a.copy()
+  halo[0, 17, 20:40] = 30
+  assert measured(a, none, halo) == pytest.approx([30 * 20 / 64**2, 0, 0])
+
+
+def test_tracer_order_falls_where_uptake_is_turned_round():
+  uptake = np.linspace(25, 255, 64)[None, None].repeat(64, axis=1)
+  assert compute_reader_metrics(uptake, uptake, uptake)["tracer_order"] == pytest.approx(1)
+  assert compute_reader_metrics(uptake, uptake, 300 - uptake)["tracer_order"] == pytest.approx(-1)
+
+
+def test_ssim_s_range_of_two_is_that_of_the_programs_that_leave_it_out():
+  a, b, fused = triples(SHAPE)["average"]
+  got = compute_metrics(a[None], b[None], fused[None], ssim_range=2)["SSIM"]
+  want = sum(structural_similarity(fused, x, data_range=2) for x in (a, b))
+  assert float(got[0]) == pytest.approx(want, rel=2e-5)

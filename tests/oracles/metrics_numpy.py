@@ -114,3 +114,19 @@ def compute_metrics(a, b, f):
     "AG": np.mean(np.sqrt((gx**2 + gy**2) / 2)),
     "MSE": mse,
   }
+
+
+def compute_reader_metrics(a, b, f):
+  """The three that a reader would object to, of one pair: [H, W] each, to a dict of floats."""
+  a, b, f = (np.asarray(image, np.float64) for image in (a, b, f))
+  brighter = np.maximum(a, b)
+  upper = ndimage.maximum_filter(brighter, 3, mode="nearest")
+  lower = ndimage.minimum_filter(np.minimum(a, b), 3, mode="nearest")
+  outside = np.where(f > upper, f - upper, np.where(f < lower, lower - f, 0))
+  tracer = b > 20
+  smooth_b, smooth_f = (ndimage.gaussian_filter(image, 3)[tracer] for image in (b, f))
+  return {
+    "invention": outside.mean(),
+    "lost_brightness": np.mean((brighter - f > 40)[brighter > 20]),
+    "tracer_order": stats.spearmanr(smooth_b, smooth_f).statistic,
+  }
