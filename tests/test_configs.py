@@ -17,7 +17,7 @@ from dmfnet_jax import methods
 from dmfnet_jax.configs import ablations
 from dmfnet_jax.data import datasets
 from dmfnet_jax.diffusion import gaussian
-from dmfnet_jax.methods.method import Context, join
+from dmfnet_jax.methods.method import Context, batch_fields, join
 from dmfnet_jax.training import defaults, setup
 from dmfnet_jax.training.config import parse_config
 from dmfnet_jax.training.state import Optimizers, create_train_state
@@ -49,6 +49,8 @@ def run_of(name: str) -> setup.Setup:
     config = setup.with_sections(config, model_config(before.config.to_dict()))
     frozen = join(before.frozen, shapes(before))
   stage = method.stages[config.stage](config)
+  if stage.substitute is not None:
+    frozen = join(frozen, jax.eval_shape(stage.substitute, gaussian.make_key(0)))
   return setup.Setup(config, method, stage, {n: frozen[n] for n in stage.frozen})
 
 
@@ -82,7 +84,10 @@ def test_config_can_be_trained(name):
   assert state.step.shape == ()
   assert optimizers.rate(max(1, config.num_train_steps // 2)) > 0
 
-  image = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+  batch = {
+    field.name: jax.ShapeDtypeStruct((2, 32, 32, field.channels), jnp.float32)
+    for field in batch_fields(run.method, run.stage)
+  }
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
   for update in run.stage.updates:
     loss = jax.eval_shape(
@@ -90,7 +95,7 @@ def test_config_can_be_trained(name):
         params, batch, Context(keys, True, jnp.float32(0.5))
       ),
       join(run.frozen, params),
-      {"a": image, "b": image},
+      batch,
       keys,
     )
     for value in (loss.value, *loss.terms.values()):

@@ -1,6 +1,7 @@
 """One pair on its way into a batch: decoded, cached, cut, flipped and scaled. NumPy only."""
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,22 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.color import rgb_to_luma
 from dmfnet_jax.io.pictures import to_float
 
+PAIR: Mapping[str, int] = types.MappingProxyType({"a": 1, "b": 1})
+"""The fields of most batches, by their channels: A and the luma of B."""
+
 
 class DecodedPairs:
-  """Random access to {"a", "b": uint8 [H, W], "record": position, "name"} of a builder's examples.
+  """Random access to the pictures of a builder's examples, their positions and names.
 
-  The first `cache_bytes` that were read are kept in memory.
+  An example is {field: uint8 [H, W, C], ..., "record": position, "name"}. The first `cache_bytes`
+  that were read are kept in memory.
   """
 
-  def __init__(self, source: Sequence[dict[str, Any]], cache_bytes: int):
+  def __init__(
+    self, source: Sequence[dict[str, Any]], cache_bytes: int, fields: Mapping[str, int] = PAIR
+  ):
     self._source = source
+    self._fields = fields
     self._cache_bytes = self._free_bytes = cache_bytes
     self._cache: dict[int, dict[str, Any]] = {}
 
@@ -28,14 +36,10 @@ class DecodedPairs:
     pair = self._cache.get(record)
     if pair is None:
       example = self._source[record]
-      pair = {
-        "a": np.ascontiguousarray(example["a"][..., 0]),
-        "b": rgb_to_luma(example["b"]),
-        "record": record,
-        "name": example.get("name", b""),
-      }
+      pair = {name: _with_channels(example[name], n) for name, n in self._fields.items()}
       # Two threads that read one record at once both count it: too little is kept, not too much.
-      size = pair["a"].nbytes + pair["b"].nbytes
+      size = sum(picture.nbytes for picture in pair.values())
+      pair |= {"record": record, "name": example.get("name", b"")}
       if size <= self._free_bytes:
         self._free_bytes -= size
         self._cache[record] = pair
@@ -43,7 +47,14 @@ class DecodedPairs:
 
   def __reduce__(self):
     # Each worker process fills a cache of its own; ours need not travel there.
-    return DecodedPairs, (self._source, self._cache_bytes)
+    return DecodedPairs, (self._source, self._cache_bytes, dict(self._fields))
+
+
+def _with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
+  """A picture [H, W, 1 or 3] with one channel, its luma, or with three."""
+  if picture.shape[-1] == channels:
+    return np.ascontiguousarray(picture)
+  return rgb_to_luma(picture)[..., None] if channels == 1 else np.repeat(picture, channels, axis=-1)
 
 
 def training_example(
@@ -58,15 +69,15 @@ def training_example(
     UserError: The picture is too small to be padded to the crop.
   """
   rng = np.random.default_rng((seed, position))
-  a, b = _pad_to(pair, crop_size)
+  padded = _pad_to(pair, crop_size)
   # All numbers are drawn whatever the settings and sizes: no choice shifts another.
   shift, flips = rng.random(2), rng.random(2) < 0.5
-  top, left = (int(s * (n - crop_size + 1)) for s, n in zip(shift, a.shape, strict=True))
+  sides = next(iter(padded.values())).shape[:2]
+  top, left = (int(s * (n - crop_size + 1)) for s, n in zip(shift, sides, strict=True))
   window = np.s_[top : top + crop_size, left : left + crop_size]
   axes = tuple(axis for axis in (0, 1) if flip and flips[axis])
   return {
-    "a": to_float(np.flip(a[window], axes))[..., None],
-    "b": to_float(np.flip(b[window], axes))[..., None],
+    **{name: to_float(np.flip(picture[window], axes)) for name, picture in padded.items()},
     "index": np.int32(position % batch_size),
     "record": np.int32(pair["record"]),
   }
@@ -82,33 +93,38 @@ def eval_example(
   Raises:
     UserError: The picture is smaller than 16 x 16, or too small to be padded to the crop.
   """
-  a, b = _pad_to(pair, crop_size or 0)
-  height, width = (crop_size or side // 16 * 16 for side in a.shape)
+  padded = _pad_to(pair, crop_size or 0)
+  sides = next(iter(padded.values())).shape[:2]
+  height, width = (crop_size or side // 16 * 16 for side in sides)
   if not (height and width):
     raise UserError(f"{_describe(pair)} is smaller than 16 x 16")
-  top, left = (a.shape[0] - height) // 2, (a.shape[1] - width) // 2
+  top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
   window = np.s_[top : top + height, left : left + width]
   return {
-    "a": to_float(a[window])[..., None],
-    "b": to_float(b[window])[..., None],
+    **{name: to_float(picture[window]) for name, picture in padded.items()},
     "index": np.int32(position % batch_size),
     "record": np.int32(pair["record"]),
     "mask": np.float32(position < num_records),
   }
 
 
-def _pad_to(pair: dict[str, Any], size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Reflect-pads both pictures, evenly on opposite sides, to at least `size` in each direction."""
-  a, b = pair["a"], pair["b"]
-  missing = [max(0, size - side) for side in a.shape]
+def _pad_to(pair: dict[str, Any], size: int) -> dict[str, np.ndarray]:
+  """Reflect-pads an example's pictures, evenly on opposite sides, to at least `size` each way."""
+  pictures = {name: x for name, x in pair.items() if isinstance(x, np.ndarray)}
+  shapes = {name: picture.shape[:2] for name, picture in pictures.items()}
+  if len(set(shapes.values())) > 1:
+    sizes = ", ".join(f"{name} is {width} x {height}" for name, (height, width) in shapes.items())
+    raise UserError(f"{_describe(pair)}: its pictures differ in size: {sizes}")
+  sides = next(iter(shapes.values()))
+  missing = [max(0, size - side) for side in sides]
   # A reflection has no more than side - 1 new pixels on each of the two sides.
-  if any(amount > 2 * (side - 1) for amount, side in zip(missing, a.shape, strict=True)):
+  if any(amount > 2 * (side - 1) for amount, side in zip(missing, sides, strict=True)):
     raise UserError(f"{_describe(pair)} is far smaller than the crop of {size}; use a smaller crop")
   widths = [(amount // 2, amount - amount // 2) for amount in missing]
-  return np.pad(a, widths, mode="reflect"), np.pad(b, widths, mode="reflect")
+  return {name: np.pad(x, (*widths, (0, 0)), mode="reflect") for name, x in pictures.items()}
 
 
 def _describe(pair: dict[str, Any]) -> str:
   name = pair["name"].decode() if isinstance(pair["name"], bytes) else pair["name"]
-  height, width = pair["a"].shape
+  height, width = next(x for x in pair.values() if isinstance(x, np.ndarray)).shape[:2]
   return f"example {name or pair['record']} ({width} x {height})"

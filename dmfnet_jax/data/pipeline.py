@@ -6,22 +6,23 @@ is the elements s B .. (s + 1) B - 1, of which process p of P takes p, p + P, ..
 a step sees, and how they are cut, depends on (seed, B, s) alone: not on the number of processes, of
 worker processes or of restarts; and the number of batches drawn is all that a checkpoint needs.
 
-Pictures come out as float32 [b, h, w, 1] in [-1, 1]; A is the MRI, B the luma of the other picture.
-A source is a sequence of {"a": uint8 [H, W, 1], "b": uint8 [H, W, 3], ...}, such as `open_source`
-gives; it must be picklable where worker processes are used. TensorFlow is not imported.
+Pictures come out as float32 [b, h, w, C] in [-1, 1]; unless more is asked for, A, the MRI, and B,
+the luma of the other picture. A source is a sequence of {"a": uint8 [H, W, 1], "b": uint8
+[H, W, 3], ...}, such as `open_source` gives; it must be picklable where worker processes are used.
+TensorFlow is not imported.
 """
 
 import functools
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from dmfnet_jax.data.examples import DecodedPairs, eval_example, training_example
+from dmfnet_jax.data.examples import PAIR, DecodedPairs, eval_example, training_example
 from dmfnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -45,6 +46,7 @@ def make_train_dataset(
   process_count: int = 1,
   num_workers: int = 0,
   flip: bool = True,
+  fields: Mapping[str, int] = PAIR,
 ) -> "TrainBatches":
   """Makes this process's endless iterator over training batches.
 
@@ -57,18 +59,20 @@ def make_train_dataset(
     process_index: As `jax.process_index()`.
     process_count: As `jax.process_count()`.
     num_workers: Worker processes that make batches; 0 makes them in threads of this process.
-    flip: Whether to flip left-right and up-down, each with probability 1/2, both pictures alike.
+    flip: Whether to flip left-right and up-down, each with probability 1/2, all pictures alike.
+    fields: The examples' pictures that batches have, by their channels: 1 for the luma, or 3.
 
   Returns:
     An iterator over dicts with, for b = batch_size / process_count,
-      "a", "b": float32 [b, crop_size, crop_size, 1] in [-1, 1];
+      each field: float32 [b, crop_size, crop_size, channels] in [-1, 1];
       "index": int32 [b], the examples' positions in the global batch;
       "record": int32 [b], their positions in `source`.
 
   Raises:
-    UserError: A setting is impossible, or the source is empty.
+    UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
+  _check_fields(source, fields)
   if num_workers < 0:
     raise UserError(f"num_workers must not be negative, but is {num_workers}")
   if not 0 <= seed < 2**32:
@@ -76,7 +80,7 @@ def make_train_dataset(
   cut = functools.partial(
     training_example, seed=seed, batch_size=batch_size, crop_size=crop_size, flip=flip
   )
-  decoded = DecodedPairs(source, CACHE_BYTES // max(1, num_workers))
+  decoded = DecodedPairs(source, CACHE_BYTES // max(1, num_workers), fields)
   stream = grain.MapDataset.source(decoded).seed(seed).shuffle().repeat().map_with_index(cut)
   batches = stream[process_index::process_count].batch(
     batch_size // process_count, drop_remainder=True
@@ -169,6 +173,7 @@ def make_eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   crop_size: int | None = None,
+  fields: Mapping[str, int] = PAIR,
 ) -> grain.IterDataset:
   """Makes this process's share of one pass over a dataset, in the source's order.
 
@@ -185,23 +190,24 @@ def make_eval_batches(
     padding (a repeated example) of the last batch.
 
   Raises:
-    UserError: A setting is impossible, or the source is empty.
+    UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
+  _check_fields(source, fields)
   if crop_size is not None and crop_size % 16:
     raise UserError(f"the crop for evaluation must be a multiple of 16, but is {crop_size}")
   cut = functools.partial(
     eval_example, num_records=len(source), batch_size=batch_size, crop_size=crop_size
   )
   padded_size = -(-len(source) // batch_size) * batch_size
-  decoded = grain.MapDataset.source(DecodedPairs(source, cache_bytes=0))
+  decoded = grain.MapDataset.source(DecodedPairs(source, 0, fields))
   examples = decoded.repeat()[:padded_size].map_with_index(cut)[process_index::process_count]
   batches = examples.batch(batch_size // process_count, batch_fn=_stack_same_size)
   return batches.to_iter_dataset(_READING)
 
 
 def _stack_same_size(examples: Sequence[Batch]) -> Batch:
-  shapes = {example["a"].shape[:2] for example in examples}
+  shapes = {next(iter(example.values())).shape[:2] for example in examples}
   if len(shapes) > 1:
     sizes = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
     raise UserError(f"pictures of different sizes ({sizes}) cannot be one batch: give a crop_size")
@@ -222,3 +228,17 @@ def _check_sizes(
     raise UserError(f"the crop must be positive, but is {crop_size}")
   if not len(source):
     raise UserError("the dataset's split is empty")
+
+
+def _check_fields(source: Source, fields: Mapping[str, int]) -> None:
+  if fields.keys() <= PAIR.keys():  # every dataset has these: nothing is read
+    return
+  first = source[0]
+  pictures = [name for name, value in first.items() if np.ndim(value) == 3]
+  lacking = [name for name in fields if name not in pictures]
+  if lacking:
+    raise UserError(
+      f"the dataset {getattr(source, 'name', '')} has no field {lacking[0]!r}, which this stage "
+      f"needs: it has {', '.join(pictures)}; paired_folder takes it from a folder {lacking[0]}/ "
+      f"beside a/ and b/"
+    )

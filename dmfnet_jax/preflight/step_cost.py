@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
+from dmfnet_jax.methods.method import batch_fields
 from dmfnet_jax.training import setup
 from dmfnet_jax.training.setup import Setup
 
@@ -52,7 +53,7 @@ def compile_step(run: Setup, devices: Sequence[jax.Device], batch_per_chip: int)
     field.name: jax.ShapeDtypeStruct(
       (*lead, *(() if field.is_vector else space), field.channels), jnp.float32
     )
-    for field in (*run.method.sources, *run.method.targets)
+    for field in batch_fields(run.method, run.stage)
   }
   batch["index"] = jax.ShapeDtypeStruct(lead, jnp.int32)
   lowered = setup.pmap_train_step(run, devices).lower(state, batch)

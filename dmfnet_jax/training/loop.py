@@ -15,6 +15,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
+from dmfnet_jax.methods.method import batch_fields
 from dmfnet_jax.training import distributed, pictures, setup, steps
 from dmfnet_jax.training.checkpoint import Checkpointer, to_host, write_model
 from dmfnet_jax.training.metric_writer import MetricWriter
@@ -69,14 +70,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   else:
     state = setup.begin(run, state)
 
-  process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  wanted = {
+    "fields": {field.name: field.channels for field in batch_fields(run.method, run.stage)},
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
   train_iterator = pipeline.make_train_dataset(
     train_source,
     crop_size=config.crop_size,
     batch_size=config.batch_size,
     seed=config.seed,
     num_workers=config.num_workers,
-    **process,
+    **wanted,
   )
   if restored is not None:
     train_iterator.set_state(data_position)
@@ -85,7 +90,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     eval_source,
     batch_size=-(-config.eval_batch_size // len(devices)) * len(devices),  # rounded up
     crop_size=config.crop_size,
-    **process,
+    **wanted,
   )
 
   train_step = setup.pmap_train_step(run, devices)

@@ -12,6 +12,7 @@ from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods.method import Method, Params, Stage, select
 from dmfnet_jax.training import distributed, steps
+from dmfnet_jax.training.progress import say
 from dmfnet_jax.training.state import Optimizers, TrainState, continue_from, create_train_state
 from dmfnet_jax.weights import files, find, load_params, workdir
 
@@ -87,15 +88,20 @@ def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
   frozen: Params = {}
   for field in sorted(set(stage.frozen.values())):
     networks = [name for name, where in stage.frozen.items() if where == field]
-    params, sections = load(field)
+    copy = workdir.frozen_file(run_folder, field)
+    there = distributed.all_agree(copy.exists())
+    if stage.substitute is not None and not config[field] and not there:
+      say(f"config.{field} is empty: {' and '.join(networks)} with random weights")
+      params, sections = stage.substitute(gaussian.make_key(config.seed)), {"method": config.method}
+    else:
+      params, sections = load(field)
     missing = [name for name in networks if name not in params]
     if missing:
       raise UserError(
         f"config.{field}={config[field]} has no {missing[0]}: name a model that has it"
       )
     chosen = select(params, networks)
-    copy = workdir.frozen_file(run_folder, field)
-    if not distributed.all_agree(copy.exists()) and jax.process_index() == 0:
+    if not there and jax.process_index() == 0:
       files.save_weights(copy, chosen, sections)
     frozen |= chosen
   return Setup(config, method, stage, frozen)

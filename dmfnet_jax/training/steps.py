@@ -1,9 +1,9 @@
 """Train and evaluation steps of any stage: pure functions, to be pmapped over `AXIS`.
 
-A batch is a dict of arrays, on each device: the method's sources and targets [b, H, W, C] float32
-in [-1, 1] and `index` [b] int32, each example's position in the *global* batch. All randomness is
-folded from (seed, step, index), so it belongs to the example: the same model is trained on any
-number of devices.
+A batch is a dict of arrays, on each device: the stage's fields (`methods.method.batch_fields`)
+[b, H, W, C] float32 in [-1, 1], and `index` [b] int32, each example's position in the *global*
+batch. All randomness is folded from (seed, step, index), so it belongs to the example: the same
+model is trained on any number of devices.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_jax.data import builders
+from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.data.builders import harvard_mmif, paired_folder
 from dmfnet_jax.errors import UserError
 
@@ -287,6 +287,36 @@ def test_two_folders_are_paired_and_divided_by_hash(tmp_path):
   for example in source:
     np.testing.assert_array_equal(example["a"][..., 0], pixels[example["name"].decode()])
     assert example["modality"] == b"other"
+
+
+def test_further_folders_are_further_fields(tmp_path, capsys):
+  """Where they are complete; a name that a batch has for something else is none."""
+  for split, stems in (("train", "pq"), ("validation", "r")):
+    for stem in stems:
+      for folder in ("a", "b", "saliency", "mask"):
+        write_picture(tmp_path / split / folder / f"{stem}.png", ord(stem) + len(folder))
+  write_picture(tmp_path / "train" / "drafts" / "p.png")
+  builders.prepare("paired_folder", tmp_path / "data", tmp_path)
+  assert "pictures besides a and b: saliency" in capsys.readouterr().out
+  source = builders.open_source("paired_folder", tmp_path / "data", "train")
+  for example in source:
+    assert sorted(example) == ["a", "b", "modality", "name", "saliency"]
+    expected = builders.read_image(
+      tmp_path / "train" / "saliency" / f"{example['name'].decode()}.png"
+    )
+    np.testing.assert_array_equal(example["saliency"], builders.three_channels(expected))
+  (batch,) = pipeline.make_eval_batches(
+    source, batch_size=2, crop_size=16, fields={"a": 1, "saliency": 1, "b": 3}
+  )
+  assert {name: batch[name].shape[-1] for name in ("a", "saliency", "b")} == {
+    "a": 1,
+    "saliency": 1,
+    "b": 3,
+  }
+  with pytest.raises(
+    UserError, match=r"paired_folder/1.0.0 train has no field 'fused', .* it has a, "
+  ):
+    pipeline.make_train_dataset(source, crop_size=16, batch_size=1, seed=0, fields={"fused": 1})
 
 
 def test_the_hash_is_stable_and_leaves_neither_split_empty():

@@ -104,6 +104,22 @@ def test_both_pictures_are_cut_and_flipped_alike_and_in_every_way():
   assert {(up, left) for _, up, left in seen} == set(itertools.product([True, False], repeat=2))
 
 
+def test_what_a_stage_asks_for_is_cut_and_flipped_with_the_rest():
+  """Three channels of B, its colours, and a further picture; and a pair's own numbers as before."""
+  source = [{**pair, "further": pair["b"]} for pair in make_source()]
+  fields = {"a": 1, "b": 3, "further": 1}
+  for batch, pair in zip(
+    take(train(source, fields=fields), 3), take(train(source), 3), strict=True
+  ):
+    np.testing.assert_array_equal(batch["a"], pair["a"])
+    np.testing.assert_array_equal(batch["further"], pair["b"])
+    colours = np.rint((batch["b"] + 1) * 127.5).astype(np.uint8)
+    np.testing.assert_array_equal(to_float(rgb_to_luma(colours)), pair["b"][..., 0])
+  source[0]["further"] = source[0]["b"][:-1]
+  with pytest.raises(UserError, match=r"pair0.*differ in size.*further is 20 x 23"):
+    take(pipeline.make_eval_batches(source, batch_size=1, crop_size=16, fields=fields), 1)
+
+
 def test_without_flip_a_crop_is_a_window():
   source = make_source()
   for batch in take(train(source, flip=False), 3):
@@ -243,7 +259,8 @@ def test_the_cache_keeps_what_fits(cache_bytes, reads):
   source = CountingSource(make_source(3))  # 2 * 24 * 20 bytes each
   pairs = DecodedPairs(source, cache_bytes)
   for record in (0, 1, 2, 0, 1, 2):
-    np.testing.assert_array_equal(pairs[record]["b"], rgb_to_luma(list(source)[record]["b"]))
+    expected = rgb_to_luma(list(source)[record]["b"])
+    np.testing.assert_array_equal(pairs[record]["b"][..., 0], expected)
   np.testing.assert_array_equal(source.reads, reads)
   # A worker process starts with an empty cache, and room for as much.
   copy = pickle.loads(pickle.dumps(pairs))

@@ -11,11 +11,12 @@ import pytest
 import toy
 
 from dmfnet_jax import methods
+from dmfnet_jax.configs import common
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.inference.engine import Engine, name_code
 from dmfnet_jax.inference.export import export_fuse
 from dmfnet_jax.inference.model import Model
-from dmfnet_jax.methods.method import STATS, join, select
+from dmfnet_jax.methods.method import STATS, Field, batch_fields, join, select
 from dmfnet_jax.nn import layers
 from dmfnet_jax.training import setup, steps
 from dmfnet_jax.training.config import parse_config
@@ -45,6 +46,8 @@ def run_of(name, stage):
   for run in earlier:
     config = setup.with_sections(config, model_config(run.config.to_dict()))
   made = method.stages[stage](config)
+  if made.substitute is not None:
+    params = join(params, jax.tree.map(np.asarray, made.substitute(gaussian.make_key(0))))
   return setup.Setup(config, method, made, select(params, made.frozen))
 
 
@@ -129,7 +132,7 @@ def batch_of(run, count=2):
   size = run.config.crop_size
   batch = {
     field.name: np.repeat(smooth(rng, (count, size, size))[..., None], field.channels, axis=-1)
-    for field in (*run.method.sources, *run.method.targets)
+    for field in batch_fields(run.method, run.stage)
   }
   return {**batch, "index": np.arange(count, dtype=np.int32)}
 
@@ -228,6 +231,30 @@ def test_what_follows_the_crop_sees_no_padding(users_method):
   codes = np.array([name_code(names[-1])], np.uint32)
   (fused,) = exported.call(*(x[-1][None] for x in sources), np.uint32(0), codes)
   np.testing.assert_allclose(fused, together[-1], atol=2e-5)
+
+
+def test_a_network_without_a_file_is_drawn_and_kept(users_method, tmp_path, capsys):
+  """Whoever resumes, or trains the next stage, finds the copy."""
+  other = lambda key: {"other": {"w": jax.random.normal(key, (3,))}}  # noqa: E731
+  stage = lambda config: dataclasses.replace(  # noqa: E731
+    toy.stage(config), frozen={"other": "other_file"}, substitute=other
+  )
+  defaults = lambda stage: {**toy.METHOD.defaults(stage), "other_file": ""}  # noqa: E731
+  name = users_method(dataclasses.replace(toy.METHOD, stages={1: stage}, defaults=defaults))
+  drawn = setup.set_up(common.recipe(name, 1), tmp_path).frozen["other"]["w"]
+  assert "config.other_file is empty: other with random weights" in capsys.readouterr().err
+  again = setup.set_up(common.recipe(name, 1, seed=1), tmp_path).frozen["other"]["w"]
+  np.testing.assert_array_equal(drawn, again)
+  (tmp_path / "new").mkdir()
+  given = common.recipe(name, 1, seed=1, other_file=str(tmp_path / "frozen_other_file.safetensors"))
+  np.testing.assert_array_equal(drawn, setup.set_up(given, tmp_path / "new").frozen["other"]["w"])
+
+
+def test_a_stage_names_the_fields_of_its_batches():
+  """Those of the method's sources, which a target of the same name replaces, and further ones."""
+  targets = (Field("b", channels=3), Field("saliency"))
+  stage = dataclasses.replace(toy.stage(None), targets=targets)
+  assert batch_fields(toy.METHOD, stage) == (Field("a"), *targets)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,8 @@ was written for random access (this does not). Every builder yields examples
   {"a": uint8 [H, W, 1], "b": uint8 [H, W, 3], "name": text, "modality": text}
 
 where a is the MRI's luma, b the other picture (grey ones have three equal channels), `name` is
-unique in the dataset and `modality` is "CT", "PET", "SPECT" or "other".
+unique in the dataset and `modality` is "CT", "PET", "SPECT" or "other". Some have further pictures
+stored as b is, such as masks: `paired_folder` those of further folders.
 """
 
 import contextlib
@@ -47,6 +48,9 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
   """
   _check_name(name)
   builder_class = getattr(importlib.import_module(f"{__name__}.{name}"), DATASETS[name].builder)
+  find_fields = getattr(builder_class, "find_fields", None)
+  if find_fields is not None and manual_dir is not None:
+    options.setdefault("fields", find_fields(Path(manual_dir)))
   builder = builder_class(data_dir=str(data_dir), file_format="array_record", **options)
   folder = builder.data_dir
   if (builder.data_path / _LAST_FILE).exists():
@@ -133,8 +137,8 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
   return PreparedSource(os.fspath(newest), split)
 
 
-def pair_features():
-  """The feature dict that every builder declares."""
+def pair_features(further: Sequence[str] = ()):
+  """The feature dict that every builder declares, and further pictures in three channels."""
   import tensorflow_datasets as tfds
 
   return tfds.features.FeaturesDict(
@@ -144,6 +148,7 @@ def pair_features():
       "name": tfds.features.Text(),
       "modality": tfds.features.Text(),
     }
+    | {name: tfds.features.Image(shape=(None, None, 3), encoding_format="png") for name in further}
   )
 
 
@@ -172,7 +177,12 @@ def read_pair(a_path: Path, b_path: Path) -> tuple[np.ndarray, np.ndarray]:
   if a.shape[:2] != b.shape[:2]:
     sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (a, b)]
     raise UserError(f"{a_path} is {sizes[0]} but {b_path} is {sizes[1]}: a pair must be registered")
-  return to_grey(a)[..., None], b if b.ndim == 3 else np.repeat(b[..., None], 3, axis=-1)
+  return to_grey(a)[..., None], three_channels(b)
+
+
+def three_channels(image: np.ndarray) -> np.ndarray:
+  """A picture uint8 [H, W] or [H, W, 3] with three channels."""
+  return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
 
 
 def manual_folder(builder, dl_manager) -> Path:
