@@ -1,4 +1,4 @@
-"""Compute the twelve fusion metrics of fused pictures."""
+"""Compute the twelve fusion metrics of fused pictures, and three of what a reader sees."""
 
 import argparse
 
@@ -11,6 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures")
   parser.add_argument("--fused", metavar="DIR", required=True, help="the fused pictures")
   parser.add_argument("--json", metavar="FILE", help="also write the metrics of every pair here")
+  parser.add_argument(
+    "--ssim-range",
+    metavar="R",
+    type=float,
+    default=255,
+    help="the range of values that SSIM takes (255); 2 gives the values of CDDFuse's tables",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,4 +25,6 @@ def run(args: argparse.Namespace) -> int:
   start_jax(args)
   from dmfnet_jax.fusing.evaluate import evaluate_folders
 
-  return evaluate_folders(args.a, args.b, args.fused, json_file=args.json)
+  return evaluate_folders(
+    args.a, args.b, args.fused, json_file=args.json, ssim_range=args.ssim_range
+  )

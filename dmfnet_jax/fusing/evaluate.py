@@ -6,7 +6,7 @@ batches. A pair that cannot be evaluated is named with its reason and the others
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,13 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing import stream
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.messages import first_of, say
-from dmfnet_jax.metrics import METRIC_NAMES, MIN_SIDE, compute_metrics
+from dmfnet_jax.metrics import (
+  METRIC_NAMES,
+  MIN_SIDE,
+  READER_NAMES,
+  compute_metrics,
+  compute_reader_metrics,
+)
 
 _MAX_PAIRS = 64  # of a batch
 _PIXELS_PER_BATCH = _MAX_PAIRS * 256 * 256
@@ -31,14 +37,15 @@ def evaluate_folders(
   *,
   json_file: paths.PathLike | None = None,
   batch_size: int | None = None,
+  ssim_range: float = 255,
 ) -> int:
   """Computes the metrics of every fused picture and prints their means.
 
-  Pictures belong together by their file stem; coloured ones are turned to BT.601 grey. The table
-  of means goes to stdout, all messages and the progress bar to stderr. A fused picture without both
-  sources, and two sources without a fused picture, count as a pair that failed; a source that lacks
-  the other source too was never a pair and is only named. The deviations `STEM_std.tiff` that
-  `fuse_files` writes beside its pictures are passed over.
+  Pictures belong together by their file stem; coloured ones are turned to BT.601 grey. The table of
+  means, and one of what a reader would object to, go to stdout, all messages and the progress bar
+  to stderr. A fused picture without both sources, and two sources without a fused picture, count as
+  a pair that failed; a source that lacks the other source too was never a pair and is only named.
+  The deviations `STEM_std.tiff` that `fuse_files` writes beside its pictures are passed over.
 
   Args:
     a_dir: the folder of the first sources (MRI).
@@ -48,6 +55,7 @@ def evaluate_folders(
       if anywhere; an infinite value is null there. Its folder is made where it is missing.
     batch_size: how many pairs of one size are computed at a time; by default four million pixels'
       worth, at most 64.
+    ssim_range: see `dmfnet_jax.metrics.compute_metrics`.
 
   Returns:
     0, or 1 where some pairs failed.
@@ -59,15 +67,16 @@ def evaluate_folders(
   triples, unmatched = match_folders(a_dir, b_dir, fused_dir)
   if json_file is not None:
     paths.make_folder(paths.as_path(json_file).parent)
-  pairs, failures = measure(triples, batch_size=batch_size)
+  pairs, failures = measure(triples, batch_size=batch_size, ssim_range=ssim_range)
   means = {
     # fsum and not NumPy's mean: the same for any order of the pairs.
     name: math.fsum(values[name] for values in pairs.values()) / len(pairs)
-    for name in METRIC_NAMES
+    for name in (*METRIC_NAMES, *READER_NAMES)
   }
   _warn_of_infinite(pairs)
   print(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}")
   print(format_table({"mean": means}))
+  print(format_table({"mean": means}, READER_NAMES))
   if json_file is not None:
     document = {"pairs": {k: _finite(v) for k, v in pairs.items()}, "mean": _finite(means)}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -108,13 +117,14 @@ def match_folders(
 
 
 def measure(
-  triples: Mapping[str, Triple], *, batch_size: int | None = None
+  triples: Mapping[str, Triple], *, batch_size: int | None = None, ssim_range: float = 255
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
   """Computes the metrics of pairs, in batches.
 
   Args:
     triples: stem -> the paths of A, B and the fused picture.
     batch_size: see `evaluate_folders`.
+    ssim_range: see `dmfnet_jax.metrics.compute_metrics`.
 
   Returns:
     Stem -> metric -> value, in the order of `triples`; and stem -> reason, for the pairs that
@@ -133,7 +143,7 @@ def measure(
     batches = stream.read_in_batches(
       pool, triples, _load, key=lambda grey: grey.shape, limit=limit, failed=progress.fail
     )
-    for stems, computed in _one_behind(_compute(batches)):
+    for stems, computed in _one_behind(_compute(batches, ssim_range)):
       columns = {name: np.asarray(column) for name, column in computed.items()}
       for i, stem in enumerate(stems):
         # The float64 with the fewest digits that is the float32 computed.
@@ -144,17 +154,20 @@ def measure(
   return {stem: values[stem] for stem in triples if stem in values}, progress.failures
 
 
-def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-  """Formats values as lines of aligned columns, one column a metric in the order `METRIC_NAMES`.
+def format_table(
+  rows: Mapping[str, Mapping[str, float]], columns: Sequence[str] = METRIC_NAMES
+) -> str:
+  """Formats values as lines of aligned columns, one column a metric.
 
   Args:
     rows: for each row its label and its values by metric.
+    columns: the metrics, in their order.
 
   Returns:
     A heading and one line a row, without a last line break.
   """
-  lines = [["", *METRIC_NAMES]]
-  lines += [[label, *(f"{row[name]:.4f}" for name in METRIC_NAMES)] for label, row in rows.items()]
+  lines = [["", *columns]]
+  lines += [[label, *(f"{row[name]:.4f}" for name in columns)] for label, row in rows.items()]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
     "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
@@ -162,7 +175,7 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _compute(
-  batches: Iterable[Mapping[str, np.ndarray]],
+  batches: Iterable[Mapping[str, np.ndarray]], ssim_range: float
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
   """Starts to compute the metrics of each batch, of one size; does not wait for the values."""
   compiled: dict[tuple[int, ...], int] = {}  # the batch size that was computed last
@@ -172,7 +185,8 @@ def _compute(
     # Compiling takes seconds for each batch size: a remainder is cheaper filled up with repeats.
     count = compiled[size] = max(len(triples), compiled.get(size, 0))
     a, b, fused = np.stack([*triples, *[triples[-1]] * (count - len(triples))], axis=1)
-    yield stems, compute_metrics(a, b, fused)
+    values = compute_metrics(a, b, fused, ssim_range=ssim_range)
+    yield stems, values | compute_reader_metrics(a, b, fused)
 
 
 def _one_behind(values: Iterable[T]) -> Iterator[T]:

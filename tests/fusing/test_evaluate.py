@@ -11,7 +11,9 @@ from PIL import Image
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing import evaluate
 from dmfnet_jax.fusing.evaluate import evaluate_folders, format_table
-from dmfnet_jax.metrics import METRIC_NAMES
+from dmfnet_jax.metrics import METRIC_NAMES, READER_NAMES
+
+ALL_NAMES = METRIC_NAMES + READER_NAMES
 
 SIZE = (44, 52)
 
@@ -36,7 +38,7 @@ def shapes(monkeypatch) -> list[tuple[int, ...]]:
   """Puts a cheap stand-in in place of the metrics; returns the shapes that it gets to see."""
   seen = []
 
-  def stand_in(a, b, fused):
+  def stand_in(a, b, fused, ssim_range):
     assert a.shape == b.shape == fused.shape
     assert a.dtype == b.dtype == fused.dtype == np.uint8
     seen.append(fused.shape)
@@ -66,18 +68,27 @@ def test_the_released_pictures_have_their_published_values(modality, shared_dir,
   assert code == 0
   assert len(got["pairs"]) == 4
   for stem, values in got["pairs"].items():
-    assert values == pytest.approx(published[f"{modality}/{stem}"], rel=1e-4), stem
+    known = {name: values[name] for name in METRIC_NAMES}
+    assert known == pytest.approx(published[f"{modality}/{stem}"], rel=1e-4), stem
   printed = capsys.readouterr()
   assert printed.err == ""  # no progress bar where nobody looks
-  title, heading, row = printed.out.splitlines()
+  title, heading, row, reader_heading, reader_row = printed.out.splitlines()
   assert title == "4 pairs"
   assert heading.split() == list(METRIC_NAMES)
+  assert reader_heading.split() == list(READER_NAMES)
   label, *numbers = row.split()
   assert label == "mean"
-  for name, number in zip(METRIC_NAMES, numbers, strict=True):
+  numbers += reader_row.split()[1:]
+  for name, number in zip(ALL_NAMES, numbers, strict=True):
     mean = np.mean([values[name] for values in got["pairs"].values()])
     assert got["mean"][name] == pytest.approx(mean, rel=1e-6)
     assert float(number) == pytest.approx(mean, abs=1e-4)
+
+
+def test_ssim_as_cddfuse_s_tables_have_it(folders, tmp_path):
+  mean = [run(folders, tmp_path, ssim_range=r)[1]["mean"] for r in (255, 2)]
+  assert mean[0]["SSIM"] != mean[1]["SSIM"]
+  assert mean[0] | {"SSIM": None} == mean[1] | {"SSIM": None}
 
 
 def test_json_has_the_metrics_of_every_pair_in_order(folders, shapes, tmp_path):
@@ -86,9 +97,10 @@ def test_json_has_the_metrics_of_every_pair_in_order(folders, shapes, tmp_path):
   assert list(got) == ["pairs", "mean"]
   assert list(got["pairs"]) == [f"p{i}" for i in range(5)]
   for stem, values in got["pairs"].items():
-    assert list(values) == list(METRIC_NAMES)
-    assert values == pytest.approx({k: stand_in_value(folders, stem, k) for k in METRIC_NAMES})
-  assert list(got["mean"]) == list(METRIC_NAMES)
+    assert list(values) == list(ALL_NAMES)
+    known = {name: values[name] for name in METRIC_NAMES}
+    assert known == pytest.approx({k: stand_in_value(folders, stem, k) for k in METRIC_NAMES})
+  assert list(got["mean"]) == list(ALL_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +194,7 @@ def test_suffixes_need_not_agree(folders, shapes, tmp_path):
 
 
 def test_infinite_values_are_null(folders, tmp_path, capsys, monkeypatch):
-  def p2_is_perfect(a, b, fused):
+  def p2_is_perfect(a, b, fused, ssim_range):
     return {
       name: np.float32([1, 1, np.inf if name == "PSNR" else 0, 1, 1]) for name in METRIC_NAMES
     }
@@ -196,7 +208,7 @@ def test_infinite_values_are_null(folders, tmp_path, capsys, monkeypatch):
   assert got["mean"]["MSE"] == pytest.approx(0.8)
   printed = capsys.readouterr()
   assert printed.err == "dmfnet: warning: PSNR is infinite, and so is its mean, because of p2\n"
-  assert " inf " in printed.out.splitlines()[-1]
+  assert " inf " in printed.out.splitlines()[2]
 
 
 def test_no_json_without_its_name(folders, shapes, tmp_path):
