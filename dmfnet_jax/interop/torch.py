@@ -104,3 +104,30 @@ def from_state_dict(
     for path in shapes
   }
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def variables_from_state_dict(
+  state: Mapping[str, np.ndarray], shapes: Mapping[str, Any], layers: Layers, name: str
+) -> dict[str, Any]:
+  """`from_state_dict` for a network with batch norms, whose running statistics have rows as well.
+
+  Args:
+    state: the state dictionary; "num_batches_tracked" is of no use and left out.
+    shapes: the network's variables, such as "params" and "batch_stats", as flax makes them.
+    layers: the network's table.
+    name: what error messages call the state dictionary.
+
+  Returns:
+    Trees by the same names.
+
+  Raises:
+    UserError: see `from_state_dict`.
+  """
+  state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+  paths = {kind: traverse_util.flatten_dict(tree, sep="/") for kind, tree in shapes.items()}
+  wanted = {path: leaf.shape for tree in paths.values() for path, leaf in tree.items()}
+  flat = traverse_util.flatten_dict(from_state_dict(state, wanted, layers, name), sep="/")
+  return {
+    kind: traverse_util.unflatten_dict({path: flat[path] for path in tree}, sep="/")
+    for kind, tree in paths.items()
+  }

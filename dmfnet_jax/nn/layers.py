@@ -40,15 +40,32 @@ def conv(features: int, kernel_size: int, *, dtype: Dtype, **kwargs) -> nn.Conv:
   """A square convolution padded by half its kernel on *every* side.
 
   This is torch's `padding=k // 2`. It differs from SAME at stride 2, where SAME would pad the
-  bottom and the right only.
+  bottom and the right only. `padding="REFLECT"` reflects instead of adding zeros.
   """
   kwargs.setdefault("kernel_init", orthogonal)
+  kwargs.setdefault("padding", kernel_size // 2)
   if kernel_size == 1:
     kwargs["conv_general_dilated"] = _pointwise
   return nn.Conv(
     features,
     (kernel_size, kernel_size),
-    padding=kernel_size // 2,
+    dtype=dtype,
+    precision=matmul_precision(dtype),
+    **kwargs,
+  )
+
+
+def conv_transpose(features: int, *, dtype: Dtype, **kwargs) -> nn.ConvTranspose:
+  """A transposed convolution that doubles the sides: torch's 4x4 of stride 2 and padding 1.
+
+  Its kernel is [4, 4, out, in], which torch's layout [in, out, 4, 4] becomes as others do.
+  """
+  return nn.ConvTranspose(
+    features,
+    (4, 4),
+    (2, 2),
+    padding="SAME",
+    transpose_kernel=True,
     dtype=dtype,
     precision=matmul_precision(dtype),
     **kwargs,

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from dmfnet_jax.methods.dmfnet import attention
 from dmfnet_jax.nn import layers
+from dmfnet_jax.nn.batch_norm import BatchNorm
 
 
 def draw(*shape, seed=0):
@@ -191,3 +192,40 @@ def test_self_attention_is_the_textbooks():
   attended = scores / scores.sum(-1, keepdims=True) @ value
   out = attended @ params["out"]["kernel"][0, 0] + params["out"]["bias"]
   np.testing.assert_allclose(computed, x + out.reshape(b, h, w, c), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_is_torchs_on_any_number_of_devices():
+  """The biased variance normalises, the unbiased one enters the running average."""
+  x, layer = 3 * draw(4, 2, 3, 5) + 1, BatchNorm()
+  stats = {"mean": draw(5, seed=1), "var": 1 + draw(5, seed=2) ** 2}
+  params = {"scale": draw(5, seed=3), "bias": draw(5, seed=4)}
+
+  def train(x):
+    variables = {"params": params, "batch_stats": stats}
+    return layer.apply(variables, x, True, "devices", mutable=["batch_stats"])
+
+  y, changed = jax.vmap(train, axis_name="devices")(x.reshape(2, 2, 2, 3, 5))
+  flat = x.reshape(-1, 5).astype(np.float64)
+  expected = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * params["scale"] + params["bias"]
+  np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+  for name, value in (("mean", flat.mean(0)), ("var", flat.var(0, ddof=1))):
+    running = 0.9 * stats[name] + 0.1 * value
+    for device in changed["batch_stats"][name]:
+      np.testing.assert_allclose(device, running, rtol=1e-5)
+  y = layer.apply({"params": params, "batch_stats": stats}, x, False)
+  expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_transposed_convolution_is_the_gradient_of_a_strided_one():
+  """As torch defines it: of a 4x4 convolution of stride 2 with one pixel of zeros around."""
+  x, kernel = draw(1, 3, 5, 2), draw(4, 4, 6, 2, seed=1)
+
+  def strided(y):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(y, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=dims)
+
+  _, gradient = jax.vjp(strided, jnp.zeros((1, 6, 10, 6)))
+  layer = layers.conv_transpose(6, dtype="float32", use_bias=False)
+  y = layer.apply({"params": {"kernel": kernel}}, x)
+  np.testing.assert_allclose(y, gradient(x)[0], atol=1e-5)

@@ -1,0 +1,58 @@
+"""Batch normalisation as PyTorch has it. Images are NHWC."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+class BatchNorm(nn.Module):
+  """Normalises each channel over the batch and its pixels; epsilon 1e-5.
+
+  As flax's, but for the running variance: the batch's biased variance normalises, and the unbiased
+  one enters the running average, which matters where a level has few pixels.
+
+  Attributes:
+    momentum: share of the running statistics that stays; torch's is one minus this.
+    dtype: of the result; statistics are float32.
+  """
+
+  momentum: float = 0.9
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool, axis: str | None = None) -> Array:
+    """Normalises.
+
+    Args:
+      x: [B, H, W, C].
+      train: by the batch's statistics, which enter the running ones; else by those.
+      axis: over which devices share a batch in training.
+    """
+    channels = x.shape[-1]
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+    variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+    scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+    bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+    x = x.astype(jnp.float32)
+    used_mean, used_variance = jnp.asarray(mean.value), jnp.asarray(variance.value)
+    if train:
+
+      def over_batch(x: Array) -> Array:
+        here = jnp.mean(x, axis=(0, 1, 2))
+        return here if axis is None else lax.pmean(here, axis)
+
+      used_mean = over_batch(x)
+      used_variance = over_batch(jnp.square(x - used_mean[None, None, None]))
+      count = x.size // channels * (1 if axis is None else lax.axis_size(axis))
+      if not self.is_initializing():
+        unbiased = used_variance * (count / max(count - 1, 1))
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * used_mean
+        variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
+    factor = lax.rsqrt(used_variance + 1e-5) * scale
+    offset = jnp.asarray(bias) - used_mean * factor
+    return (x * factor[None, None, None] + offset[None, None, None]).astype(self.dtype)
