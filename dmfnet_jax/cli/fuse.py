@@ -1,6 +1,7 @@
 """Fuse two files or series, or all pairs of two folders."""
 
 import argparse
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,13 @@ _NEGATIVE = re.compile(r"-\.?\d")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the arguments: the paths, and the fields of `FuseOptions`."""
-  parser.add_argument(
-    "a", metavar="A", help="MRI: a picture, a NIfTI or DICOM file, a series, or a folder of pairs"
-  )
-  parser.add_argument(
-    "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
+  sources = (
+    parser.add_argument(
+      "a", metavar="A", help="MRI: a picture, a NIfTI or DICOM file, a series, or a folder of pairs"
+    ),
+    parser.add_argument(
+      "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
+    ),
   )
   parser.add_argument(
     "-o",
@@ -31,14 +34,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = field.metadata["group"]
     if group not in groups:
       groups[group] = parser.add_argument_group(group)
-    add_option(groups[group], name)
+    action = functools.partial(_InPlaceOf, sources=sources) if name == "pairs" else None
+    add_option(groups[group], name, action)
   add_plugin(parser)
 
 
-def add_option(parser: Any, name: str) -> None:
-  """Declares a field of `FuseOptions`."""
+class _InPlaceOf(argparse.Action):
+  """Stores a value with which other arguments, the `sources`, may be missing."""
+
+  def __init__(self, *args: Any, sources: Sequence[argparse.Action], **options: Any):
+    super().__init__(*args, **options)
+    self._sources = sources
+
+  def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+    """See `argparse.Action`."""
+    setattr(namespace, self.dest, values)
+    for source in self._sources:
+      source.required = False
+
+
+def add_option(parser: Any, name: str, action: Any = None) -> None:
+  """Declares a field of `FuseOptions`, where given with an action of its own."""
   field = FIELDS[name]
-  parsed = dict(field.metadata["parsed"])
+  parsed = dict(field.metadata["parsed"]) | ({} if action is None else {"action": action})
   if "bounds" in parsed:
     bounds = parsed.pop("bounds")
     parsed["type"] = between(*bounds) if isinstance(bounds[0], float) else whole(*bounds)

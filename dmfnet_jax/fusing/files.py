@@ -6,6 +6,7 @@ pair that fails is named with its reason and the others go on.
 """
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
 from dmfnet_jax.fusing.match import Pair, match_pairs
 from dmfnet_jax.fusing.options import FIELDS, VOLUMES, FuseOptions, flag
+from dmfnet_jax.fusing.pairing import Naming
 from dmfnet_jax.fusing.pictures import LoadedPair, load_pair, write_pair
 from dmfnet_jax.fusing.resume import compare_or_leave_record, unfinished, which_process
 from dmfnet_jax.io import paths, pictures
@@ -20,22 +22,24 @@ from dmfnet_jax.messages import first_of, say
 
 
 def fuse_files(
-  a: paths.PathLike, b: paths.PathLike, out: paths.PathLike, options: FuseOptions
+  a: paths.PathLike | None, b: paths.PathLike | None, out: paths.PathLike, options: FuseOptions
 ) -> int:
-  """Fuses two files or series, or all pairs of two folders matched by file stem.
+  """Fuses two files or series, all pairs of two folders by `pairing`, or those of a list.
 
-  The fused picture of a pair depends on the model, the two pictures, the seed and the stem (of A's
-  file), not on the other pairs nor on the batch size, save that XLA's rounding, which may differ
-  between batch sizes, moves a few pixels in a million by one grey level. It is grey where B is grey
-  and carries B's colour where B is coloured; of a coloured A the luma is taken. With windows or a
-  colour map, and for volumes always, what the result depends on goes to `STEM.json` beside it.
+  The fused picture of a pair depends on the model, the two pictures, the seed and the pair's name
+  (the stem of A's file), not on the other pairs nor on the batch size, save that XLA's rounding,
+  which may differ between batch sizes, moves a few pixels in a million by one grey level. It is
+  grey where B is grey and carries B's colour where B is coloured; of a coloured A the luma is
+  taken. With windows or a colour map, and for volumes always, what the result depends on goes to
+  `STEM.json` beside it.
 
   Args:
-    a: a file, a folder with the DICOM files of a series, or a folder of pictures and volumes.
+    a: a file, a folder with the DICOM files of a series, or a folder of pictures and volumes. With
+      `options.pairs` the folder where the list's paths begin, or None.
     b: the same kind.
     out: for two pictures a file (by its suffix), or else a folder, which then gets `STEM.png`. For
       two volumes a NIfTI file (`.nii.gz`, `.nii`), or else a folder: where A is NIfTI it gets
-      `STEM.nii.gz`, where A is DICOM the files of a new series. For two folders a folder, which
+      `STEM.nii.gz`, where A is DICOM the files of a new series. For many pairs a folder, which
       gets one `STEM.png`, `STEM.nii.gz` or series folder STEM per pair. Folders are made where
       needed and older results replaced.
     options: how; its fields say what each does.
@@ -51,7 +55,12 @@ def fuse_files(
   _ = options.windows, options.table  # a mistyped one is noticed here
   index, count = which_process(options.shard)
   with_std, with_overlay = options.samples is not None, options.overlay is not None
-  pairs, alone = match_pairs(a, b, out, with_std=with_std, with_overlay=with_overlay)
+  naming = Naming(options.suffix_a, options.suffix_b, options.pairs)
+  matched = match_pairs(a, b, out, naming, with_std=with_std, with_overlay=with_overlay)
+  pairs, alone, naming = matched.pairs, matched.alone, matched.naming
+  options = dataclasses.replace(options, suffix_a=naming.suffix_a, suffix_b=naming.suffix_b)
+  for note in matched.notes:
+    say(note)
   if alone and options.strict:
     raise UserError(
       f"without a partner: {first_of(alone)}: complete the pairs or leave out --strict"
@@ -59,7 +68,7 @@ def fuse_files(
   for path in alone:
     say(f"warning: no partner for {path}")
   if not pairs:
-    raise UserError(f"no file in {a} has a partner of the same stem in {b}")
+    raise UserError(f"no file in {a} has a partner of the same stem in {b}: {matched.advice}")
   folder = pairs[0].out.parent
   if options.resume and folder != paths.as_path(out):
     raise UserError(f"{out}: --resume needs a folder as the output")

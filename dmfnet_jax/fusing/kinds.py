@@ -98,7 +98,7 @@ def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]
     UserError: the folder cannot be read, or two of them have the same stem.
   """
   entries = [(_kind_by_name(path), path) for path in files]
-  entries += [(DICOM, path) for path in _folders(folder) if _is_series(path)]
+  entries += [(DICOM, path) for path in folders(folder) if _is_series(path)]
   found: dict[str, list[tuple[str, Any]]] = {}
   for kind, path in entries:
     if kind is not None:
@@ -113,6 +113,15 @@ def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]
       raise UserError(f"{folder}: {first} and {second} have the same stem: keep one of them")
   listed = {stem: source for stem, (source,) in found.items()}
   return dict(sorted(listed.items(), key=lambda item: (item[1][0] != PICTURE, item[0])))
+
+
+def folders(folder: Any) -> list[Any]:
+  """The subfolders of a local folder that are not hidden; a remote one is not searched."""
+  if paths.is_remote(folder):
+    return []
+  with os.scandir(folder) as entries:  # it knows what is a folder without asking for each file
+    names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+  return [folder / name for name in names]
 
 
 def stem_of(kind: str, path: Any) -> str:
@@ -161,12 +170,3 @@ def _looks_like_dicom(path: Any) -> bool:
   from dmfnet_jax.io.dicom.headers import looks_like_dicom
 
   return looks_like_dicom(path)
-
-
-def _folders(folder: Any) -> list[Any]:
-  """The subfolders of a local folder that are not hidden; a remote one is not searched."""
-  if paths.is_remote(folder):
-    return []
-  with os.scandir(folder) as entries:  # it knows what is a folder without asking for each file
-    names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
-  return [folder / name for name in names]

@@ -3,11 +3,12 @@
 import dataclasses
 import mimetypes
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing import kinds
+from dmfnet_jax.fusing import kinds, pairing
 from dmfnet_jax.fusing.kinds import DICOM, FOLDER, NIFTI, PICTURE
+from dmfnet_jax.fusing.pairing import Naming, Together, same
 from dmfnet_jax.io import paths, pictures
 
 
@@ -56,34 +57,58 @@ class Pair:
     return self.out.with_name(name + ending)
 
 
+class Matched(NamedTuple):
+  """What `match_pairs` finds.
+
+  Attributes:
+    pairs: in the order of their names, pictures first; those of a list in its order.
+    alone: the files that lack a partner.
+    naming: with the endings that were recognised.
+    notes: what to tell the user.
+    advice: what may be wrong where there are no pairs.
+  """
+
+  pairs: list[Pair]
+  alone: list[str]
+  naming: Naming
+  notes: list[str]
+  advice: str
+
+
 def match_pairs(
-  a: paths.PathLike,
-  b: paths.PathLike,
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
   out: paths.PathLike,
+  naming: Naming = Naming(),  # noqa: B008 (it is never changed)
   *,
   with_std: bool = False,
   with_overlay: bool = False,
-) -> tuple[list[Pair], list[str]]:
+) -> Matched:
   """Finds the pairs and where their results go, without decoding a file.
 
   Args:
-    a: a file or a folder.
+    a: a file or a folder; with a list, the folder where its paths begin, or None.
     b: the same kind.
     out: see `files.fuse_files`.
+    naming: how the sources are named.
     with_std: whether the deviation will be written, too.
     with_overlay: whether B laid over A will be.
-
-  Returns:
-    The pairs in the order of their stems, pictures first, and the files of either folder that have
-    no partner.
 
   Raises:
     UserError: a path does not exist or does not fit the others.
   """
-  path_a, path_b, path_out = paths.as_path(a), paths.as_path(b), paths.as_path(out)
-  for path in (path_a, path_b):
+  path_out = paths.as_path(out)
+  given = [paths.as_path(path) for path in (a, b) if path is not None]
+  for path in given:
     if not path.exists():
       raise UserError(f"{path}: no such file or folder")
+  if naming.pairs is not None:
+    if len(given) == 1:
+      raise UserError("with --pairs give the folders of both A and B, or neither")
+    return _match_into(path_out, pairing.read_list(naming, given), [])
+  if len(given) < 2:
+    raise UserError("give A and B, or a list by --pairs")
+  path_a, path_b = given
   files_a, files_b = (
     paths.list_files(path) if path.is_dir() else None for path in (path_a, path_b)
   )
@@ -102,43 +127,42 @@ def match_pairs(
       )
     if kind_a != kind_b:
       raise UserError(f"{a} and {b}: give two files or two folders, not one of each")
-    return _match_folders({path_a: files_a or [], path_b: files_b or []}, path_out)
+    together = pairing.match_folders(given, (files_a or [], files_b or []), naming)
+    # A format that is not read is named as well, or its pairs would be missing without a word.
+    files = dict.fromkeys([*(files_a or []), *(files_b or [])])
+    named = [f"{path} ({why})" for path in files if (why := kinds.why_unread(path))]
+    return _match_into(path_out, together, named)
   if (kind_a == PICTURE) != (kind_b == PICTURE):
     raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
 
-  path_out = _out_of_one(path_a, kind_a, path_out)
-  pair = Pair(kinds.stem_of(kind_a, path_a), path_a, path_b, path_out, kind_a, kind_b)
+  name = pairing.pair_name(kinds.stem_of(kind_a, path_a), naming)
+  pair = Pair(name, path_a, path_b, _out_of_one(name, kind_a, path_out), kind_a, kind_b)
   targets = [pair.out]
   targets += [pair.out_std, pair.beside("_std.png")] if with_std else []
   targets += [pair.out_overlay] if with_overlay else []
   for target in targets:
     _check_target(pair, target)
-  return [pair], []
+  return Matched([pair], [], naming, [], "")
 
 
-def _match_folders(folders: dict[Any, list[Any]], out: Any) -> tuple[list[Pair], list[str]]:
-  """Matches the files of two folders; of one with itself where both are the same."""
+def _match_into(out: Any, together: Together, unread: list[str]) -> Matched:
+  """Gives many pairs their places in the folder of the results."""
   if out.is_file() or (_names_a_file(out) and not out.is_dir()):
-    raise UserError(f"{out}: two folders need a folder as the output, not a file")
-  if any(_same(out, folder) for folder in folders):
-    raise UserError(f"{out}: the output folder is a source folder: choose another")
-  found = [kinds.list_sources(folder, files) for folder, files in folders.items()]
-  in_a, in_b = found[0], found[-1]
+    raise UserError(f"{out}: several pairs need a folder as the output, not a file")
+  if out.is_dir():
+    sources = (path for pair in together.pairs.values() for _, path in pair)
+    for folder in dict.fromkeys(path.parent for path in sources):
+      if same(out, folder):
+        raise UserError(f"{out}: the output folder is a source folder: choose another")
   pairs = []
-  for stem, (kind_a, file_a) in in_a.items():
-    kind_b, file_b = in_b.get(stem, ("", None))
-    if kind_b and (kind_a == PICTURE) == (kind_b == PICTURE):
-      suffix = {PICTURE: ".png", NIFTI: ".nii.gz", DICOM: ""}[kind_a]
-      pairs.append(Pair(stem, file_a, file_b, out / f"{stem}{suffix}", kind_a, kind_b))
-  paired = {pair.stem for pair in pairs}
-  alone = [path for side in (in_a, in_b) for stem, (_, path) in side.items() if stem not in paired]
-  # A format that is not read is named as well, or its pairs would be missing without a word.
-  unread = [(path, kinds.why_unread(path)) for files in folders.values() for path in files]
-  named = [f"{path} ({why})" for path, why in unread if why]
-  return pairs, [*(os.fspath(path) for path in alone), *named]
+  for name, ((kind_a, path_a), (kind_b, path_b)) in together.pairs.items():
+    suffix = {PICTURE: ".png", NIFTI: ".nii.gz", DICOM: ""}[kind_a]
+    pairs.append(Pair(name, path_a, path_b, out / f"{name}{suffix}", kind_a, kind_b))
+  alone = [*map(os.fspath, together.alone), *unread]
+  return Matched(pairs, alone, together.naming, together.notes, together.advice)
 
 
-def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
+def _out_of_one(name: str, kind_a: str, out: Any) -> Any:
   """Where the result of one pair goes."""
   if _names_a_file(out) and not out.is_dir():
     if kind_a == PICTURE and kinds.is_nifti_name(out):
@@ -157,7 +181,7 @@ def _out_of_one(path_a: Any, kind_a: str, out: Any) -> Any:
     raise UserError(f"{out}: cannot write this format: use a folder or one of {suffixes}")
   if kind_a == DICOM:
     return out if out.name not in ("", "..") else out.resolve()
-  return out / (kinds.stem_of(kind_a, path_a) + (".png" if kind_a == PICTURE else ".nii.gz"))
+  return out / (name + (".png" if kind_a == PICTURE else ".nii.gz"))
 
 
 def _names_a_file(out: Any) -> bool:
@@ -169,13 +193,5 @@ def _check_target(pair: Pair, target: Any) -> None:
   taken = [pair.a, pair.b]
   if pair.out_kind == DICOM:
     taken += [path.parent for path in taken if not path.is_dir()]
-  if any(_same(target, path) for path in taken):
+  if any(same(target, path) for path in taken):
     raise UserError(f"{target}: the output would replace a source: choose another name")
-
-
-def _same(path: Any, other: Any) -> bool:
-  """Whether two paths lead to one file or folder; false where the first does not exist."""
-  try:
-    return os.path.samefile(path, other)
-  except OSError:
-    return os.fspath(path) == os.fspath(other)

@@ -77,6 +77,25 @@ class FuseOptions:
     "of the networks' arithmetic; bfloat16 is for accelerators (%(default)s)",
     choices=("float32", "bfloat16"),
   )
+  suffix_a: str = _option(
+    "",
+    RESULT,
+    "the ending of A's names, such as _T1w, cut off to find its partner: A and B may then be one "
+    "folder (of BIDS and nnU-Net by themselves)",
+    MANY,
+    metavar="ENDING",
+  )
+  suffix_b: str = _option(
+    "", RESULT, "the ending of B's names, such as _pet", MANY, metavar="ENDING"
+  )
+  pairs: str | None = _option(
+    None,
+    PAIRS,
+    "a list in place of A and B: a line each the paths of A and B and, if wanted, a name, from the "
+    "list's folder on, or from the folders A and B where they are given",
+    MANY,
+    metavar="FILE.csv",
+  )
   resume: bool = _option(
     False, NOTHING, "leave out pairs whose result is in OUT, by this model and these options", MANY
   )

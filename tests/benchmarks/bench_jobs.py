@@ -41,7 +41,7 @@ def main() -> None:
     print(f"{args.pairs:,} pairs, half of them fused already")
     print(measuring.machine(), flush=True)
     before, begin = peak_bytes(), time.process_time()
-    pairs, _ = match_pairs(*folders)
+    pairs = match_pairs(*folders).pairs
     matched = time.process_time()
     left = unfinished(pairs, {path.name for path in paths.list_files(folders[-1])})
     end = time.process_time()

@@ -260,8 +260,8 @@ def _wrong_calls() -> dict[str, tuple[str, str, str, str]]:
     "no A": ("none", "b", "out", "none: no such file or folder"),
     "no B": ("a/1.png", "none.png", "out", r"none\.png: no such file or folder"),
     "file and folder": ("a/1.png", "b", "out", "two files or two folders"),
-    "folders into a file": ("a", "b", "out.png", "two folders need a folder"),
-    "folders into an existing file": ("a", "b", "file", "two folders need a folder"),
+    "folders into a file": ("a", "b", "out.png", "several pairs need a folder"),
+    "folders into an existing file": ("a", "b", "file", "several pairs need a folder"),
     "into A": ("a", "b", "a", "the output folder is a source folder"),
     "into B by another name": ("a", "b", "a/../b", "the output folder is a source folder"),
     "over A": ("a/1.png", "b/1.png", "a/1.png", "would replace a source"),
@@ -271,7 +271,8 @@ def _wrong_calls() -> dict[str, tuple[str, str, str, str]]:
     "over an odd file": ("a/1.png", "b/1.png", "file", "cannot write this format"),
     "below a file": ("a/1.png", "b/1.png", "file/x.png", "cannot make this folder"),
     "duplicates": ("twice", "b", "out", "have the same stem"),
-    "no pictures": ("empty", "empty", "out", "no file in"),
+    "no pictures": ("empty", "b", "out", "no file in"),
+    "one folder": ("a", "b/../a", "out", "A and B are one folder"),
   }
 
 

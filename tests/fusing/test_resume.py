@@ -238,6 +238,8 @@ def test_a_folder_that_an_older_version_began_goes_on(folders, tmp_path, model):
     "montage": None,
     "overlay": None,
     "precision": "float32",
+    "suffix-a": "",
+    "suffix-b": "",
   }
   older = {"model": model.fingerprint(), "seed": 3}
   (tmp_path / "older").mkdir()
