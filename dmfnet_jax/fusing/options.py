@@ -31,8 +31,9 @@ def _option(default: Any, changes: Changes, text: str, group: str = "", **parsed
 
 
 def _window(letter: str) -> Any:
-  text = f"values of {letter} that become black and white, or auto: percentiles 0.5 and 99.5 of "
-  text += "what is not 0 (pictures: as stored; DICOM: the file's; others: auto)"
+  text = f"values of {letter} that become black and white; or 0%%,99%% (of what is not 0), "
+  text += "suv:0,7, W80L40, brain, bone, lung, or auto: 0.5%%,99.5%% (pictures: as stored; DICOM: "
+  text += "the file's; PET and SPECT: 0 to the maximum; others: auto)"
   return _option(None, RESULT, text, MEASURED, metavar="LO,HI")
 
 
@@ -144,15 +145,15 @@ class FuseOptions:
 
   @functools.cached_property
   def windows(self) -> Mapping[str, Any]:
-    """The windows asked for, of "a" and "b": (lo, hi), `scaling.AUTO` or None.
+    """The windows asked for, of "a" and "b", as `windows.parse_window` reads them, or None.
 
     Raises:
       UserError: there is one that cannot be.
     """
-    from dmfnet_jax.io import scaling
+    from dmfnet_jax.io.windows import parse_window
 
     given = {"a": self.window_a, "b": self.window_b}
-    return {k: None if text is None else scaling.parse_window(text) for k, text in given.items()}
+    return {k: None if text is None else parse_window(text) for k, text in given.items()}
 
   @property
   def volume_lut(self) -> str | None:

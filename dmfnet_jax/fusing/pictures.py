@@ -9,15 +9,9 @@ import numpy as np
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
-from dmfnet_jax.fusing.record import (
-  UsedWindow,
-  choose_window,
-  describe_windows,
-  make_record,
-  write_record,
-)
+from dmfnet_jax.fusing.record import describe_windows, make_record, write_record
 from dmfnet_jax.io import color, panels, pictures, scaling
-from dmfnet_jax.io.scaling import Window
+from dmfnet_jax.io.windows import Asked, UsedWindow, choose_window
 
 BLACK = "is black everywhere as it is shown: the result has nothing of it"
 
@@ -104,7 +98,7 @@ def write_pair(
   pictures.write_image(pair.out, fused)
 
 
-def _read(path: Any, window: Window | str | None) -> tuple[np.ndarray, UsedWindow | None]:
+def _read(path: Any, window: Asked) -> tuple[np.ndarray, UsedWindow | None]:
   """Reads a picture as stored, or through a window: uint8."""
   if window is None:
     return pictures.read_image(path), None

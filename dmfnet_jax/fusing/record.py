@@ -1,6 +1,5 @@
 """The record beside a result, `STEM.json`: everything that it depends on but its two sources."""
 
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -9,59 +8,24 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 import dmfnet_jax
-from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.options import FIELDS, PAIRS, RESULT, VOLUMES, FuseOptions, flag
-from dmfnet_jax.io import paths, scaling
-from dmfnet_jax.io.scaling import Window
+from dmfnet_jax.io import paths
+from dmfnet_jax.io.windows import UsedWindow, number
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "pillow", "nibabel", "pydicom")
-
-
-@dataclasses.dataclass(frozen=True)
-class UsedWindow:
-  """A window and where it came from."""
-
-  window: Window
-  origin: str  # "given", "file" or "percentiles 0.5 and 99.5"
-  unit: str = ""
-
-  def __str__(self) -> str:
-    unit = f" {self.unit}" if self.unit else ""
-    return f"{scaling.describe(self.window)}{unit} ({self.origin})"
-
 
 Windows = Mapping[str, UsedWindow | None]  # of "a" and "b"; None: coloured, or shown as stored
 
 
-def choose_window(
-  data: np.ndarray,
-  path: Any,
-  given: Window | str | None,
-  of_file: Window | None = None,
-  unit: str = "",
-) -> UsedWindow:
-  """The window that the user gives, else the file's, else percentiles of the values.
-
-  Raises:
-    UserError: there is nothing to see in the data.
-  """
-  if isinstance(given, tuple):
-    return UsedWindow(given, "given", unit)
-  if given is None and of_file is not None:
-    return UsedWindow(of_file, "file", unit)
-  origin = "percentiles {:g} and {:g}".format(*scaling.PERCENTILES)
-  try:
-    return UsedWindow(scaling.percentile_window(data), origin, unit)
-  except UserError as error:
-    raise UserError(f"{path}: {error}") from error
-
-
-def describe_windows(windows: Windows) -> str:
-  """The windows in words."""
-  return ", ".join(f"{letter.upper()} {window}" for letter, window in windows.items() if window)
+def describe_windows(windows: Windows, *, with_above: bool = False) -> str:
+  """The windows in words, on demand with how many voxels are brighter than white."""
+  told = []
+  for letter, window in windows.items():
+    if window is not None:
+      above = f", {window.above:,} voxels above" if with_above and window.above else ""
+      told.append(f"{letter.upper()} {window}{above}")
+  return ", ".join(told)
 
 
 def make_record(
@@ -91,10 +55,11 @@ def make_record(
   record |= {"model_sha256": model_sha256, "seed": options.seed, "samples": options.samples}
   for letter, window in windows.items():
     ends = None if window is None else list(window.window)
-    used[f"window_{letter}"] = ends and ",".join(map(scaling.number, ends))
+    used[f"window_{letter}"] = ends and ",".join(map(number, ends))
     record[f"window_{letter}"] = ends
     record[f"window_{letter}_from"] = None if window is None else window.origin
     record[f"unit_{letter}"] = None if window is None else window.unit or None
+    record[f"above_{letter}"] = None if window is None else window.above
   record["lut"] = lut
   record["lut_sha256"] = None if lut is None else table_sha256(options)
   if plane is not None:

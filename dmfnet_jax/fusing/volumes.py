@@ -13,20 +13,17 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
 from dmfnet_jax.fusing.kinds import DICOM, NIFTI, PICTURE
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pictures import BLACK
-from dmfnet_jax.fusing.record import UsedWindow, choose_window, describe_windows, make_record
+from dmfnet_jax.fusing.record import describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
-from dmfnet_jax.inference.volumes import by_plane, fuse_shown
+from dmfnet_jax.inference.volumes import by_plane, fuse_shown, show
 from dmfnet_jax.io import color, grids, nifti, other_volumes, panels, scaling
 from dmfnet_jax.io.grids import Volume
-from dmfnet_jax.io.scaling import Window
 from dmfnet_jax.messages import say
 
 
@@ -64,11 +61,11 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
 
   if pair.out_kind == NIFTI and (told := nifti.describe_place(a)):
     say(f"warning: {pair.out}: {told}")
-  grey_a, window_a = _shown(a, options.windows["a"], pair.a)
+  grey_a, window_a = show(pair.a, a, options.windows["a"])
   if a.is_rgb:
     say(f"warning: {pair.a}: is coloured: only the luma is used")
     grey_a = by_plane(color.rgb_to_luma, grey_a)
-  shown_b, window_b = _shown(b, options.windows["b"], pair.b)
+  shown_b, window_b = show(pair.b, b, options.windows["b"])
   lut = None if b.is_rgb else options.volume_lut
   if b.is_rgb and options.lut is not None:
     raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
@@ -84,7 +81,7 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
   windows = {"a": window_a, "b": window_b}
   if any(windows.values()):
     colours = f"; colours: {lut}" if lut else ""
-    say(f"pair {pair.stem}: windows: {describe_windows(windows)}{colours}")
+    say(f"pair {pair.stem}: windows: {describe_windows(windows, with_above=True)}{colours}")
 
   with stream.Progress(count, "slice") as progress:
     luma, rgb, std = fuse_shown(
@@ -152,15 +149,3 @@ def _on_one_grid(a: Volume, b: Volume, resample: bool) -> Volume:
     f"A and B lie on different grids: {apart}: add --resample to put B on A's grid, once B is "
     "registered to A"
   )
-
-
-def _shown(
-  volume: Volume, given: Window | str | None, path: Any
-) -> tuple[np.ndarray, UsedWindow | None]:
-  """A volume through its window: uint8 [I, J, K]; a coloured one as it is, [I, J, K, 3]."""
-  if not volume.is_rgb:
-    used = choose_window(volume.data, path, given, volume.window, volume.unit)
-    return scaling.to_uint8(volume.data, used.window), used
-  if given is not None:
-    raise UserError(f"{path}: is coloured already: a window is for scalar volumes")
-  return volume.data, None

@@ -1,10 +1,10 @@
 """Fuses volumes in memory slice by slice; the command does the same with files.
 
 A and B lie on one grid (`grids.difference`) and in one frame of reference. Each becomes 8-bit
-slices through its window: the `window` of a `Volume`, such as a DICOM file's, or else percentiles
-(`scaling.percentile_window`). The network fuses their luma, and B's chroma goes back where B is
-coloured. The noise of a slice is drawn from (seed, "NAME/plane/index"), so a slice does not depend
-on the others nor on the batch. A slice that is black in both stays black without being fused.
+slices through its window: the `window` of a `Volume`, such as a DICOM file's, or else the default
+of `io.windows`. The network fuses their luma, and B's chroma goes back where B is coloured. The
+noise of a slice is drawn from (seed, "NAME/plane/index"), so a slice does not depend on the others
+nor on the batch. A slice that is black in both stays black without being fused.
 
 The result's values are grey levels 0..255, not the units of A and B. It has A's grid and place.
 """
@@ -18,8 +18,9 @@ import nibabel
 import numpy as np
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import color, grids, nifti, scaling
+from dmfnet_jax.io import color, grids, modalities, nifti, paths, scaling
 from dmfnet_jax.io.grids import Volume
+from dmfnet_jax.io.windows import Asked, UsedWindow, choose_window
 
 # The model holds float copies of what it is given: a large volume goes to it in pieces.
 _BATCHES_PER_CALL = 4
@@ -64,7 +65,7 @@ def fuse_volumes(
       f"A and B lie on different grids: {apart}: once B is registered to A, put it there, by "
       "io.grids.resample or nibabel.processing.resample_from_to"
     )
-  (shown_a, window_a), (shown_b, window_b) = _shown("a", a), _shown("b", b)
+  (shown_a, window_a), (shown_b, window_b) = show("a", a), show("b", b)
   if a.is_rgb and not color.is_neutral(a.data):
     warnings.warn("a is coloured: of it only the luma is used", stacklevel=3)
   plane = grids.find_plane(None, a)
@@ -80,7 +81,7 @@ def fuse_volumes(
     batch_size=batch_size,
     on_done=on_done,
   )
-  notes = tuple(f"window of {k}: {w}" for k, w in (("a", window_a), ("b", window_b)) if w)
+  notes = tuple(f"window of {k}: {w.ends}" for k, w in (("a", window_a), ("b", window_b)) if w)
   results = [luma if rgb is None else rgb] + ([] if std is None else [std])
   if isinstance(sources[0], Volume):
     kept = dataclasses.replace(a, window=None, unit="", notes=notes)
@@ -152,6 +153,32 @@ def by_plane(function: Callable[..., np.ndarray], *volumes: np.ndarray) -> np.nd
   return np.stack([function(*planes) for planes in zip(*volumes, strict=True)])
 
 
+def show(name: Any, volume: Volume, asked: Asked = None) -> tuple[np.ndarray, UsedWindow | None]:
+  """A volume through a window: uint8 [I, J, K]; a coloured one as it is, [I, J, K, 3].
+
+  Args:
+    name: what an error begins with, such as its path.
+    volume: to be shown.
+    asked: the window that was asked for, see `windows.parse_window`.
+
+  Raises:
+    UserError: the window does not fit the volume, or there is nothing to see.
+  """
+  if volume.is_rgb:
+    if asked is not None:
+      raise UserError(f"{name}: is coloured already: a window is for scalar volumes")
+    return volume.data, None
+  used = choose_window(
+    volume.data,
+    name,
+    asked,
+    of_file=volume.window,
+    unit=volume.unit,
+    modality=volume.modality,
+  )
+  return scaling.to_uint8(volume.data, used.window), used
+
+
 def _to_volume(name: str, source: Any) -> Volume:
   if isinstance(source, Volume):
     return source
@@ -159,20 +186,11 @@ def _to_volume(name: str, source: Any) -> Volume:
     kind = type(source).__name__
     raise UserError(f"{name} must be a nibabel image or a Volume as the other is, got {kind}")
   try:
-    volume = nifti.from_image(source)
+    # A file's name may tell the modality.
+    modality = modalities.of_name(paths.as_path(source.get_filename() or ""))
+    volume = dataclasses.replace(nifti.from_image(source), modality=modality)
   except UserError as error:
     raise UserError(f"{name}: {error}") from error
   for note in volume.notes:
     warnings.warn(f"{name}: {note}", stacklevel=5)
   return volume
-
-
-def _shown(name: str, volume: Volume) -> tuple[np.ndarray, str]:
-  """A volume through its window, uint8, and the window in words; a coloured one as it is."""
-  if volume.is_rgb:
-    return volume.data, ""
-  try:
-    window = volume.window or scaling.percentile_window(volume.data)
-  except UserError as error:
-    raise UserError(f"{name}: {error}") from error
-  return scaling.to_uint8(volume.data, window), scaling.describe(window)

@@ -20,7 +20,7 @@ import numpy as np
 from nibabel import processing
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io.scaling import Window
+from dmfnet_jax.io.windows import Window
 
 TOLERANCE = 0.05
 """Two grids are the same where no corner lies farther apart than this part of A's thinnest edge."""
@@ -51,6 +51,7 @@ class Volume:
       their first voxels in RAS mm; None where the affine says it, or nothing does.
     steps: float64 [2, 3], in such a series from a voxel to the next along i and j in RAS mm; None
       where its pixel spacing is unknown.
+    modality: such as "PET" or "T1w", see `modalities`; "" where unknown.
   """
 
   data: np.ndarray
@@ -63,6 +64,7 @@ class Volume:
   frame_uid: str = ""
   positions: np.ndarray | None = None
   steps: np.ndarray | None = None
+  modality: str = ""
 
   @property
   def is_rgb(self) -> bool:

@@ -11,6 +11,7 @@ may name a patient, are left out.
 """
 
 import contextlib
+import dataclasses
 import gzip
 import math
 import os
@@ -23,7 +24,7 @@ import numpy as np
 
 import dmfnet_jax
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import nifti_header, paths
+from dmfnet_jax.io import modalities, nifti_header, paths
 from dmfnet_jax.io.grids import Volume, is_usable
 
 MAX_VOXELS = 1 << 29
@@ -39,14 +40,14 @@ def read_nifti(path: paths.PathLike) -> Volume:
   """Reads one file; whether it is compressed is told by its content.
 
   Returns:
-    The volume; its `source` is the header.
+    The volume; its `source` is the header, its `modality` what the name says.
 
   Raises:
     UserError: the file is missing, broken or of a kind that is refused, named with the reason.
   """
   data = paths.read_bytes(path)
   with named(path, "NIfTI file"):
-    return read_parts(data)
+    return dataclasses.replace(read_parts(data), modality=modalities.of_name(paths.as_path(path)))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import nibabel
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import nifti, paths
+from dmfnet_jax.io import modalities, nifti, paths
 from dmfnet_jax.io.grids import Volume
 
 _PAIR = re.compile(r"(.+)\.(hdr|img)(\.gz)?", re.IGNORECASE)
@@ -34,7 +34,8 @@ def read_other(path: paths.PathLike) -> Volume:
   """
   place = paths.as_path(path)
   with nifti.named(path, "file"):
-    return _read_pair(place) if _PAIR.fullmatch(place.name) else _read_mgh(place)
+    volume = _read_pair(place) if _PAIR.fullmatch(place.name) else _read_mgh(place)
+    return dataclasses.replace(volume, modality=modalities.of_name(place))
 
 
 def _read_pair(path: Any) -> Volume:

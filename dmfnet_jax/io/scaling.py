@@ -1,8 +1,8 @@
-"""From measured values to pictures: windows (value range to black and white) and colour maps.
+"""From measured values to pictures, through a window and a colour map.
 
-A window (lo, hi) maps lo and all below to 0, hi and all above to 255, linearly between, rounded.
-Everything is a pure function of the values and the window, so a window that was printed and stored
-gives the same bytes again. What is not a number (NaN) counts as no signal and becomes 0.
+A window (lo, hi), see `windows`, maps lo and all below to 0, hi and all above to 255, linearly
+between, rounded. That is a pure function of the values and the window, so a window that was printed
+and stored gives the same bytes again. What is not a number (NaN) counts as no signal and becomes 0.
 
 Colour maps are uint8 [256, 3], red first. Those of `LUT_NAMES` are linear between knots: DICOM's
 Hot Iron and PET palettes (PS3.6 annex B.1; the same but for rounding) and the usual rainbow,
@@ -11,21 +11,12 @@ The network sees the luma of the coloured picture. Of the three only `hot` grows
 way; the other two turn back on themselves, as rainbows do.
 """
 
-import math
-
 import numpy as np
 from PIL import ImageColor
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
-
-Window = tuple[float, float]
-
-PERCENTILES = (0.5, 99.5)
-"""Of the finite voxels that are not zero: the window where none is given."""
-
-AUTO = "auto"
-"""Instead of two numbers: take the percentiles."""
+from dmfnet_jax.io.windows import Window
 
 # Positions of 0..255 and colours.
 _KNOTS = {
@@ -52,50 +43,6 @@ _DICOM_UIDS = {
 _REVERSED = "_r"
 
 _MAX_LUT_BYTES = 1 << 20  # a table of 256 lines has some thousand
-
-
-def parse_window(text: str) -> Window | str:
-  """Reads a window from a command line.
-
-  Returns:
-    (lo, hi) of "lo,hi", or `AUTO` of "auto".
-
-  Raises:
-    UserError: it is neither, a number is not finite, or lo is not below hi.
-  """
-  if text.strip().lower() == AUTO:
-    return AUTO
-  try:
-    low, high = (float(part) for part in text.split(","))
-  except ValueError:
-    raise UserError(f"window {text!r}: give two numbers LO,HI, or {AUTO}") from None
-  if not (math.isfinite(low) and math.isfinite(high) and low < high):
-    raise UserError(f"window {text!r}: LO must lie below HI, and both must be finite")
-  return low, high
-
-
-def percentile_window(data: np.ndarray) -> Window:
-  """The window from `PERCENTILES` of the values that are finite and not zero.
-
-  Zero is left out because it is what surrounds a head, in any amount. The result is rounded to six
-  digits, so that what is printed is what was used. Where the percentiles fall together (a mask, a
-  few hot voxels) it is the whole range. Any shape, any real dtype.
-
-  Returns:
-    (lo, hi) with lo < hi.
-
-  Raises:
-    UserError: all values are the same, or none is finite.
-  """
-  finite = data[np.isfinite(data)]
-  if not finite.size:
-    raise UserError("holds no finite value")
-  whole = float(finite.min()), float(finite.max())
-  if whole[0] == whole[1]:
-    raise UserError(f"every value is {whole[0]:g}: there is nothing to fuse")
-  signal = finite[finite != 0].astype(np.float64)
-  low, high = (float(f"{value:.6g}") for value in np.percentile(signal, PERCENTILES))
-  return (low, high) if low < high else whole
 
 
 def to_uint8(data: np.ndarray, window: Window) -> np.ndarray:
@@ -160,16 +107,6 @@ def read_lut(name: str) -> np.ndarray:
 def apply_lut(grey: np.ndarray, table: np.ndarray) -> np.ndarray:
   """Colours uint8 [...] with a map, uint8 [256, 3]: uint8 [..., 3]."""
   return table[grey]
-
-
-def describe(window: Window) -> str:
-  """A window in words that lose nothing: "-20 to 80"."""
-  return f"{number(window[0])} to {number(window[1])}"
-
-
-def number(value: float) -> str:
-  """The shortest text that reads back as the same number."""
-  return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
 def _spread(positions: np.ndarray, colours: np.ndarray) -> np.ndarray:

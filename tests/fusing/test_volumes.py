@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from dmfnet_jax.cli import main
 from dmfnet_jax.fusing import kinds
-from dmfnet_jax.io import color, panels, pictures, scaling
+from dmfnet_jax.io import color, panels, pictures, scaling, windows
 
 STEP = 4
 
@@ -86,7 +86,7 @@ def test_a_brain_fuses_in_its_place(files, tmp_path, model, capsys):
     assert picture.height > 6 * 59
   err = capsys.readouterr().err
   assert "pair t1: windows: A " in err
-  assert "(percentiles 0.5 and 99.5); colours: hot" in err
+  assert "(0 to the maximum, as PET); colours: hot" in err
   assert "1 of 1 pairs fused" in err
 
 
@@ -232,9 +232,12 @@ def test_the_record_repeats_the_run(files, tmp_path, model, capsys):
   assert _fuse(*files, "-o", tmp_path / "1" / "f.nii.gz", *first) == 0
   record = json.loads((tmp_path / "1" / "f.json").read_text())
   printed = capsys.readouterr().err
-  for letter in "ab":
-    low, high = record[f"window_{letter}"]
-    assert f"{letter.upper()} {scaling.describe((low, high))} (percentiles" in printed
+  origins = {"a": "percentiles 0.5 and 99.5", "b": "0 to the maximum, as PET"}
+  for letter, origin in origins.items():
+    window = windows.describe(record[f"window_{letter}"])
+    assert f"{letter.upper()} {window} ({origin})" in printed
+  assert record["above_b"] == 0 < record["above_a"]
+  assert f"(percentiles 0.5 and 99.5), {record['above_a']:,} voxels above" in printed
   assert record["axis"] == "axial"
   assert record["versions"].keys() >= {"dmfnet_jax", "jax", "numpy", "nibabel"}
   assert not {"a", "b", "path"} & record.keys()
@@ -270,9 +273,11 @@ def test_another_grid_is_refused_and_resampled_when_asked(brain, files, tmp_path
 
 
 def test_the_same_grid_stored_otherwise_is_reordered(brain, files, tmp_path, model):
-  nibabel.save(_reoriented(brain[1], "PIR"), tmp_path / "pir.nii.gz")
-  assert _fuse(files[0], tmp_path / "pir.nii.gz", "-o", tmp_path / "f.nii.gz") == 1
-  assert _fuse(files[0], tmp_path / "pir.nii.gz", "-o", tmp_path / "f.nii.gz", "--resample") == 0
+  nibabel.save(_reoriented(brain[1], "PIR"), tmp_path / "pir_pet.nii.gz")
+  assert _fuse(files[0], tmp_path / "pir_pet.nii.gz", "-o", tmp_path / "f.nii.gz") == 1
+  assert (
+    _fuse(files[0], tmp_path / "pir_pet.nii.gz", "-o", tmp_path / "f.nii.gz", "--resample") == 0
+  )
   assert _fuse(*files, "-o", tmp_path / "g.nii.gz") == 0
   np.testing.assert_array_equal(_load(tmp_path / "f.nii.gz"), _load(tmp_path / "g.nii.gz"))
 

@@ -1,4 +1,4 @@
-"""Windows and colour maps: exact values, what is refused, DICOM's own tables."""
+"""Values through windows, and colour maps: exact values, what is refused, DICOM's own tables."""
 
 import warnings
 
@@ -7,28 +7,6 @@ import pytest
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import color, scaling
-
-
-@pytest.mark.parametrize(
-  ("text", "window"),
-  [
-    ("0,100", (0, 100)),
-    ("-160,240", (-160, 240)),
-    (" 1.5e3 , 2e3 ", (1500, 2000)),
-    ("auto", "auto"),
-    (" AUTO", "auto"),
-  ],
-)
-def test_windows_are_parsed(text, window):
-  assert scaling.parse_window(text) == window
-
-
-@pytest.mark.parametrize(
-  "text", ["", "1", "1,2,3", "a,b", "2,1", "1,1", "nan,1", "0,inf", "-inf,0", "1;2"]
-)
-def test_what_is_no_window_is_refused(text):
-  with pytest.raises(UserError, match=r"^window "):
-    scaling.parse_window(text)
 
 
 def test_to_uint8_is_linear_and_rounds():
@@ -50,46 +28,6 @@ def test_to_uint8_of_odd_values():
   np.testing.assert_array_equal(scaling.to_uint8(values, (-1, 1)), [[0, 255, 0, 255, 0]])
   # A window whose width overflows.
   np.testing.assert_array_equal(scaling.to_uint8(values, (-1.7e308, 1.7e308))[0, 3:], [128, 128])
-
-
-def test_percentiles_leave_out_zeros_and_what_is_not_finite():
-  signal = np.arange(1, 1001, dtype=np.float32)
-  data = np.concatenate([np.zeros(5000), signal, [np.nan, np.inf, -np.inf]])
-  expected = np.percentile(signal, [0.5, 99.5])
-  np.testing.assert_allclose(scaling.percentile_window(data), expected, rtol=1e-5)
-
-
-def test_percentiles_are_what_is_printed():
-  data = np.random.default_rng(0).gamma(2, 300, (20, 20, 20)).astype(np.float32)
-  window = scaling.percentile_window(data)
-  assert scaling.parse_window(",".join(map(scaling.number, window))) == window
-  low, high = scaling.describe(window).split(" to ")
-  assert (float(low), float(high)) == window
-
-
-@pytest.mark.parametrize("value", [0.1, -1e-300, 1e300, 3, -2.0, 1e15, 1 / 3])
-def test_numbers_read_back_the_same(value):
-  assert float(scaling.number(value)) == value
-
-
-def test_a_mask_takes_its_whole_range():
-  mask = np.zeros((4, 4))
-  mask[1, 1] = 7
-  assert scaling.percentile_window(mask) == (0, 7)
-
-
-@pytest.mark.parametrize(
-  ("data", "message"),
-  [
-    (np.zeros((2, 2)), "every value is 0"),
-    (np.full((2, 2), -3.5), "every value is -3.5"),
-    (np.full((2, 2), np.nan), "no finite value"),
-    (np.zeros((0, 2)), "no finite value"),
-  ],
-)
-def test_nothing_to_see(data, message):
-  with pytest.raises(UserError, match=message):
-    scaling.percentile_window(data)
 
 
 @pytest.mark.parametrize("name", scaling.LUT_NAMES)

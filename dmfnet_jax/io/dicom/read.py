@@ -7,14 +7,14 @@ import numpy as np
 import pydicom
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import paths
+from dmfnet_jax.io import modalities, paths
 from dmfnet_jax.io.dicom import headers
 from dmfnet_jax.io.dicom.headers import BadFileError, Tags, normal_of
 from dmfnet_jax.io.dicom.mosaic import check_mosaic
 from dmfnet_jax.io.dicom.pixels import read_pixels
 from dmfnet_jax.io.dicom.suv import Meaning, suv_factor
 from dmfnet_jax.io.grids import UNPLACED, Volume
-from dmfnet_jax.io.scaling import Window
+from dmfnet_jax.io.windows import Window
 
 _MAX_SUSPECTS = 50  # images that are decoded before a mixture is refused
 # What is to be the same in all images, and by how much its numbers may differ (relative, absolute):
@@ -312,6 +312,7 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
     frame_uid=str(first.tags.uid("FrameOfReferenceUID")),
     positions=positions * _TO_RAS if affine is None and positions is not None else None,
     steps=steps if affine is None else None,
+    modality=modalities.of_code(first.tags.modality, first.tags.text("ImageType")),
     source=frames,
   )
 

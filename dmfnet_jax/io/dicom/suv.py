@@ -35,7 +35,7 @@ from pydicom.uid import EnhancedPETImageStorage
 from pydicom.valuerep import DT
 
 from dmfnet_jax.io.dicom.headers import BadFileError, Tags, private_text
-from dmfnet_jax.io.scaling import Window
+from dmfnet_jax.io.windows import Window
 
 Linear = tuple[float, float]  # slope, intercept
 
