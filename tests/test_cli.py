@@ -11,6 +11,7 @@ import dmfnet_jax
 from dmfnet_jax.cli import COMMANDS, main
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.options import FuseOptions
+from dmfnet_jax.fusing.pairing import Naming
 from dmfnet_jax.methods import parts
 
 CONFIG = types.SimpleNamespace(num_train_steps=7)
@@ -53,6 +54,7 @@ def fused(a, b, out, **options):
 
 
 EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32", "file_format": "jax"}
+EVALUATE_DEFAULTS = {"json_file": None, "naming": Naming(), "ssim_range": 255}
 PARTS = {"unet": "u.pth", "fusion_head": "h.pth"}
 TRAINING = [
   ("parse_config", (["--config=c.py", "--config.batch_size=16", "--config.seed", "3"],), {}),
@@ -116,12 +118,18 @@ TRAINING = [
     (
       "evaluate --a a --b b --fused f",
       0,
-      [("evaluate_folders", ("a", "b", "f"), {"json_file": None})],
+      [("evaluate_folders", ("a", "b", "f"), EVALUATE_DEFAULTS)],
     ),
     (
-      "evaluate --a a --b b --fused f --json j",
+      "evaluate --fused f --json j --pairs p.csv",
       0,
-      [("evaluate_folders", ("a", "b", "f"), {"json_file": "j"})],
+      [
+        (
+          "evaluate_folders",
+          (None, None, "f"),
+          EVALUATE_DEFAULTS | {"json_file": "j", "naming": Naming(pairs="p.csv")},
+        )
+      ],
     ),
     ("train --config c.py --workdir w --config.batch_size=16 --config.seed 3", 0, TRAINING),
     ("train --config.batch_size=16 --workdir=w --config.seed 3 --config=c.py", 0, TRAINING),

@@ -30,6 +30,18 @@ def between(minimum: float, maximum: float) -> Callable[[str], float]:
   return number
 
 
+def in_place_of(*sources: argparse.Action) -> Any:
+  """Returns an action that stores a value with which other arguments, `sources`, may be missing."""
+
+  class InPlaceOf(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+      setattr(namespace, self.dest, values)
+      for source in sources:
+        source.required = False
+
+  return InPlaceOf
+
+
 def add_plugin(parser: argparse.ArgumentParser) -> None:
   """Declares `--plugin`."""
   parser.add_argument(

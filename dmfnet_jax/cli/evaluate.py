@@ -2,15 +2,30 @@
 
 import argparse
 
-from dmfnet_jax.cli.arguments import start_jax
+from dmfnet_jax.cli.arguments import in_place_of, start_jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the arguments."""
-  parser.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures")
-  parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures")
+  sources = (
+    parser.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures"),
+    parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures"),
+  )
   parser.add_argument("--fused", metavar="DIR", required=True, help="the fused pictures")
   parser.add_argument("--json", metavar="FILE", help="also write the metrics of every pair here")
+  for letter in "ab":
+    parser.add_argument(
+      f"--suffix-{letter}",
+      metavar="ENDING",
+      default="",
+      help=f"the ending of {letter.upper()}'s names, as `dmfnet fuse` takes it",
+    )
+  parser.add_argument(
+    "--pairs",
+    metavar="FILE.csv",
+    action=in_place_of(*sources),
+    help="the list of pairs that `dmfnet fuse` took in place of A and B",
+  )
   parser.add_argument(
     "--ssim-range",
     metavar="R",
@@ -24,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
   """Evaluates; returns the exit code."""
   start_jax(args)
   from dmfnet_jax.fusing.evaluate import evaluate_folders
+  from dmfnet_jax.fusing.pairing import Naming
 
   return evaluate_folders(
-    args.a, args.b, args.fused, json_file=args.json, ssim_range=args.ssim_range
+    args.a,
+    args.b,
+    args.fused,
+    naming=Naming(args.suffix_a, args.suffix_b, args.pairs),
+    json_file=args.json,
+    ssim_range=args.ssim_range,
   )

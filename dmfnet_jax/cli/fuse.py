@@ -1,12 +1,11 @@
 """Fuse two files or series, or all pairs of two folders."""
 
 import argparse
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from dmfnet_jax.cli.arguments import add_plugin, between, start_jax, whole
+from dmfnet_jax.cli.arguments import add_plugin, between, in_place_of, start_jax, whole
 from dmfnet_jax.fusing.options import FIELDS, FuseOptions, flag
 
 _NEGATIVE = re.compile(r"-\.?\d")
@@ -34,23 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = field.metadata["group"]
     if group not in groups:
       groups[group] = parser.add_argument_group(group)
-    action = functools.partial(_InPlaceOf, sources=sources) if name == "pairs" else None
+    action = in_place_of(*sources) if name == "pairs" else None
     add_option(groups[group], name, action)
   add_plugin(parser)
-
-
-class _InPlaceOf(argparse.Action):
-  """Stores a value with which other arguments, the `sources`, may be missing."""
-
-  def __init__(self, *args: Any, sources: Sequence[argparse.Action], **options: Any):
-    super().__init__(*args, **options)
-    self._sources = sources
-
-  def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-    """See `argparse.Action`."""
-    setattr(namespace, self.dest, values)
-    for source in self._sources:
-      source.required = False
 
 
 def add_option(parser: Any, name: str, action: Any = None) -> None:

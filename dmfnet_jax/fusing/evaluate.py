@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing import stream
+from dmfnet_jax.fusing import pairing, stream
+from dmfnet_jax.fusing.pairing import Naming
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.messages import first_of, say
 from dmfnet_jax.metrics import (
@@ -31,10 +32,11 @@ Triple = tuple[Any, Any, Any]
 
 
 def evaluate_folders(
-  a_dir: paths.PathLike,
-  b_dir: paths.PathLike,
+  a_dir: paths.PathLike | None,
+  b_dir: paths.PathLike | None,
   fused_dir: paths.PathLike,
   *,
+  naming: Naming = Naming(),  # noqa: B008 (it is never changed)
   json_file: paths.PathLike | None = None,
   batch_size: int | None = None,
   ssim_range: float = 255,
@@ -50,7 +52,8 @@ def evaluate_folders(
   Args:
     a_dir: the folder of the first sources (MRI).
     b_dir: the folder of the second sources.
-    fused_dir: the folder of the fused pictures.
+    fused_dir: the folder of the fused pictures, named as their pairs.
+    naming: how the sources are named; with a list the two folders may be None.
     json_file: where to write {"pairs": {stem: {metric: value}}, "mean": {metric: value}} as well,
       if anywhere; an infinite value is null there. Its folder is made where it is missing.
     batch_size: how many pairs of one size are computed at a time; by default four million pixels'
@@ -64,7 +67,7 @@ def evaluate_folders(
     UserError: nothing can be done: a folder is missing, no stem is in all three, no pair of them
       can be evaluated, or the JSON file cannot be written.
   """
-  triples, unmatched = match_folders(a_dir, b_dir, fused_dir)
+  triples, unmatched = match_folders(a_dir, b_dir, fused_dir, naming=naming)
   if json_file is not None:
     paths.make_folder(paths.as_path(json_file).parent)
   pairs, failures = measure(triples, batch_size=batch_size, ssim_range=ssim_range)
@@ -85,7 +88,11 @@ def evaluate_folders(
 
 
 def match_folders(
-  a_dir: paths.PathLike, b_dir: paths.PathLike, fused_dir: paths.PathLike
+  a_dir: paths.PathLike | None,
+  b_dir: paths.PathLike | None,
+  fused_dir: paths.PathLike,
+  *,
+  naming: Naming = Naming(),  # noqa: B008 (it is never changed)
 ) -> tuple[dict[str, Triple], dict[str, str]]:
   """Finds the pictures that belong together by their file stem, as `evaluate_folders` says.
 
@@ -96,8 +103,9 @@ def match_folders(
   Raises:
     UserError: a folder is missing, or no stem is in all three.
   """
-  folders = {"A": a_dir, "B": b_dir, "fused": fused_dir}
-  found = {role: pictures.list_images(folder) for role, folder in folders.items()}
+  place_a, place_b = (naming.pairs if folder is None else folder for folder in (a_dir, b_dir))
+  folders = {"A": place_a, "B": place_b, "fused": fused_dir}
+  found = _list_sources(a_dir, b_dir, naming) | {"fused": pictures.list_images(fused_dir)}
 
   triples: dict[str, Triple] = {}
   failures: dict[str, str] = {}
@@ -112,8 +120,31 @@ def match_folders(
       failures[stem] = f"not in {' nor in '.join(str(folders[role]) for role in lacking)}"
       say(f"error: pair {stem}: {failures[stem]}")
   if not triples:
-    raise UserError(f"no file stem is in all three of {a_dir}, {b_dir} and {fused_dir}")
+    raise UserError(f"no file stem is in all three of {place_a}, {place_b} and {fused_dir}")
   return triples, failures
+
+
+def _list_sources(
+  a_dir: paths.PathLike | None, b_dir: paths.PathLike | None, naming: Naming
+) -> dict[str, dict[str, Any]]:
+  """The pictures of A and of B by the names of their pairs."""
+  folders = [paths.as_path(folder) for folder in (a_dir, b_dir) if folder is not None]
+  if naming.pairs is not None:
+    pairs = pairing.read_list(naming, folders).pairs.items()
+    return {role: {name: pair[i][1] for name, pair in pairs} for i, role in enumerate("AB")}
+  if len(folders) < 2:
+    raise UserError("give the folders of A and of B, or a list by --pairs")
+  in_a, in_b = map(pictures.list_images, folders)
+  is_one = pairing.same(*folders)
+  if is_one:
+    naming = pairing.tell_apart(folders[0], in_a, naming)
+  others = (naming.suffix_b, naming.suffix_a) if is_one else ("", "")
+  of_a = pairing.by_key(in_a, naming.suffix_a, others[0])
+  of_b = pairing.by_key(in_b, naming.suffix_b, others[1])
+  return {
+    "A": {name: in_a[stem] for name, stem in of_a.items()},
+    "B": {name: in_b[stem] for name, stem in of_b.items()},
+  }
 
 
 def measure(

@@ -103,8 +103,6 @@ def match_pairs(
     if not path.exists():
       raise UserError(f"{path}: no such file or folder")
   if naming.pairs is not None:
-    if len(given) == 1:
-      raise UserError("with --pairs give the folders of both A and B, or neither")
     return _match_into(path_out, pairing.read_list(naming, given), [])
   if len(given) < 2:
     raise UserError("give A and B, or a list by --pairs")

@@ -13,7 +13,7 @@ Or a list names the pairs, and folders do not matter: `read_list`.
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -78,28 +78,23 @@ def match_folders(folders: Sequence[Any], files: Sequence[list[Any]], naming: Na
   is_one = same(*folders)
   in_a, bids_a = _list(folders[0], files[0])
   in_b, bids_b = (in_a, bids_a) if is_one else _list(folders[1], files[1])
-  is_bids, given, known_as = bids_a or bids_b, naming, ""
+  is_bids, given = bids_a or bids_b, naming
   if is_bids:
-    known_as = "BIDS"
     naming = naming._replace(
       suffix_a=naming.suffix_a or _bids_ending("a", folders[0], in_a),
       suffix_b=naming.suffix_b or _bids_ending("b", folders[1], in_b),
     )
-  elif is_one and not any(naming[:2]) and _is_nnunet(in_a):
-    known_as = "nnU-Net"
-    naming = naming._replace(suffix_a="_0000", suffix_b="_0001")
+  if is_one:
+    naming = tell_apart(folders[0], in_a, naming)
   notes = []
   if naming != given:
     ends = f"A is *{naming.suffix_a}, B is *{naming.suffix_b}"
+    known_as = "BIDS" if is_bids else "nnU-Net"
     notes.append(f"{known_as}: {ends}; --suffix-a and --suffix-b choose others")
-  if is_one and naming.suffix_a == naming.suffix_b:
-    raise UserError(
-      f"A and B are one folder, {folders[0]}: name two, or tell its files apart by the endings of "
-      "their names, such as --suffix-a _T1w --suffix-b _pet, or by a list, --pairs"
-    )
   suffix_a, suffix_b = naming[:2]
-  of_a = _by_key(in_a, "a", suffix_a, suffix_b if is_one else "", is_bids=is_bids)
-  of_b = _by_key(in_b, "b", suffix_b, suffix_a if is_one else "", is_bids=is_bids)
+  others = (suffix_b, suffix_a) if is_one else ("", "")
+  of_a = by_key(in_a, suffix_a, others[0], letter="a", is_bids=is_bids)
+  of_b = by_key(in_b, suffix_b, others[1], letter="b", is_bids=is_bids)
   pairs = {}
   for key, stem in of_a.items():
     if key in of_b:
@@ -110,12 +105,28 @@ def match_folders(folders: Sequence[Any], files: Sequence[list[Any]], naming: Na
   chosen = [of[stem][1] for of, by_key in ((in_a, of_a), (in_b, of_b)) for stem in by_key.values()]
   alone = [path for path in chosen if path not in paired]
   if not is_bids and (
-    others := len({path for of in (in_a, in_b) for _, path in of.values()} - set(chosen))
+    left := len({path for of in (in_a, in_b) for _, path in of.values()} - set(chosen))
   ):
-    notes.append(f"warning: left out: {others} with other endings than {_endings(naming)}")
+    notes.append(f"warning: left out: {left} with other endings than {_endings(naming)}")
   order = sorted(pairs, key=lambda name: (pairs[name][0][0] != PICTURE, name))
   advice = "" if pairs else _advice(in_a, in_b)
   return Together({name: pairs[name] for name in order}, alone, naming, notes, advice)
+
+
+def tell_apart(folder: Any, stems: Collection[str], naming: Naming) -> Naming:
+  """Completes the endings by which A and B in one folder are told apart.
+
+  Raises:
+    UserError: there are none.
+  """
+  if not (naming.suffix_a or naming.suffix_b) and _is_nnunet(stems):
+    return naming._replace(suffix_a="_0000", suffix_b="_0001")
+  if naming.suffix_a == naming.suffix_b:
+    raise UserError(
+      f"A and B are one folder, {folder}: name two, or tell its files apart by the endings of "
+      "their names, such as --suffix-a _T1w --suffix-b _pet, or by a list, --pairs"
+    )
+  return naming
 
 
 def read_list(naming: Naming, folders: Sequence[Any] = ()) -> Together:
@@ -133,6 +144,8 @@ def read_list(naming: Naming, folders: Sequence[Any] = ()) -> Together:
     UserError: there is no such list, a line of it is none, or names what does not exist.
   """
   place = paths.as_path(naming.pairs or "")
+  if len(folders) == 1:
+    raise UserError("with --pairs give the folders of both A and B, or neither")
   roots = tuple(folders) or (place.parent, place.parent)
   pairs: dict[str, tuple[Source, Source]] = {}
   lines: dict[str, int] = {}
@@ -167,6 +180,45 @@ def read_list(naming: Naming, folders: Sequence[Any] = ()) -> Together:
 def pair_name(stem: str, naming: Naming) -> str:
   """The name of a pair by the stem of its A, without the ending."""
   return stem.removesuffix(naming.suffix_a) or stem
+
+
+def by_key(
+  stems: Iterable[str],
+  ending: str,
+  other: str = "",
+  *,
+  letter: str = "a",
+  is_bids: bool = False,
+) -> dict[str, str]:
+  """The stems of A or of B by what they share with those of their partners.
+
+  Args:
+    stems: all that there are.
+    ending: of those that are meant; it is cut off.
+    other: the ending of the partners where they lie in the same folder; the longer one wins.
+    letter: "a" or "b".
+    is_bids: whether subject and session make the pair.
+
+  Raises:
+    UserError: two of them are of one subject and session.
+  """
+  chosen: dict[str, str] = {}
+  for stem in stems:
+    if not stem.endswith(ending) or (len(other) > len(ending) and stem.endswith(other)):
+      continue
+    key = stem[: len(stem) - len(ending)]
+    if is_bids:
+      found = _SUBJECT_AND_SESSION.match(stem)
+      key = found[0] if found else key
+    if not key:
+      continue
+    if key in chosen:
+      raise UserError(
+        f"{key}: {chosen[key]} and {stem} both end in {ending}: name more of the ending by "
+        f"--suffix-{letter}"
+      )
+    chosen[key] = stem
+  return chosen
 
 
 def same(path: Any, other: Any) -> bool:
@@ -234,40 +286,9 @@ def _bids_ending(letter: str, folder: Any, sources: Sources) -> str:
   )
 
 
-def _is_nnunet(sources: Iterable[str]) -> bool:
-  ends = {stem[-5:] for stem in sources if _CHANNEL.fullmatch(stem)}
-  return all(map(_CHANNEL.fullmatch, sources)) and {"_0000", "_0001"} <= ends
-
-
-def _by_key(
-  sources: Iterable[str], letter: str, ending: str, other: str, *, is_bids: bool
-) -> dict[str, str]:
-  """The stems of A or B by what they share with their partners.
-
-  Args:
-    sources: the stems.
-    letter: "a" or "b".
-    ending: of the stems.
-    other: the ending of the partners where they lie in the same folder; the longer one wins.
-    is_bids: whether subject and session make the pair.
-  """
-  chosen: dict[str, str] = {}
-  for stem in sources:
-    if not stem.endswith(ending) or (len(other) > len(ending) and stem.endswith(other)):
-      continue
-    key = stem[: len(stem) - len(ending)]
-    if is_bids:
-      found = _SUBJECT_AND_SESSION.match(stem)
-      key = found[0] if found else key
-    if not key:
-      continue
-    if key in chosen:
-      raise UserError(
-        f"{key}: {chosen[key]} and {stem} both end in {ending}: name more of the ending by "
-        f"--suffix-{letter}"
-      )
-    chosen[key] = stem
-  return chosen
+def _is_nnunet(stems: Collection[str]) -> bool:
+  ends = {stem[-5:] for stem in stems}
+  return all(map(_CHANNEL.fullmatch, stems)) and {"_0000", "_0001"} <= ends
 
 
 def _endings(naming: Naming) -> str:

@@ -9,6 +9,8 @@ from fake_model import fuse, listing
 
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.evaluate import match_folders
+from dmfnet_jax.fusing.pairing import Naming
 from dmfnet_jax.io import pictures
 
 
@@ -124,3 +126,20 @@ def test_mistakes_in_a_list_are_named(tmp_path, model, lines, message):
 def test_without_a_list_sources_are_needed(capsys):
   assert main(["fuse", "-o", "out"]) == 2
   assert "required: A, B" in capsys.readouterr().err
+
+
+def test_evaluate_pairs_alike(tmp_path):
+  names = ("p1_T1w.png", "p1_pet.png", "p2_T1w.png", "p2_pet.png", "p1_mask.png")
+  write(tmp_path, *(f"in/{name}" for name in names), "out/p1.png", "out/p2.png")
+  (tmp_path / "pairs.csv").write_text("in/p1_T1w.png,in/p1_pet.png,p1\n")
+  folder, fused = tmp_path / "in", tmp_path / "out"
+  triples, failures = match_folders(folder, folder, fused, naming=Naming("_T1w", "_pet"))
+  assert [path.name for path in triples["p2"]] == ["p2_T1w.png", "p2_pet.png", "p2.png"]
+  assert list(triples) == ["p1", "p2"]
+  assert not failures
+  listed = Naming(pairs=str(tmp_path / "pairs.csv"))
+  triples, failures = match_folders(None, None, fused, naming=listed)
+  assert [path.name for path in triples["p1"]] == ["p1_T1w.png", "p1_pet.png", "p1.png"]
+  assert list(failures) == ["p2"]
+  with pytest.raises(UserError, match="A and B are one folder"):
+    match_folders(folder, folder, fused)
