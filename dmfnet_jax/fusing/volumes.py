@@ -106,6 +106,10 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
     rgb=rgb,
     std=std,
     plane=plane,
+    modality_a=a.modality,
+    modality_b=b.modality,
+    windows=windows,
+    table=None if lut is None else options.table,
     record=record,
   )
 

@@ -226,6 +226,22 @@ def pixel_size(volume: Volume, plane: str) -> tuple[float, float]:
   return float(height), float(width)
 
 
+def edge_letters(volume: Volume, plane: str) -> tuple[str, str, str, str]:
+  """Where the left, right, upper and lower edges of `to_pictures` lie in the patient.
+
+  R and L, A and P (anterior, posterior), H and F (head, feet). An oblique direction has several
+  letters, the largest part first, as DICOM's Patient Orientation has (PS3.3, C.7.6.1.1.1).
+  """
+  way = nibabel.io_orientation(volume.affine)
+  edges = []
+  for world in (axis for axis in range(3) if axis != PLANES.index(plane)):
+    array = int(np.flatnonzero(way[:, 0] == world)[0])
+    direction = way[array, 1] * volume.affine[:3, array] / volume.voxel_size[array]
+    edges += [_letters(direction), _letters(-direction)]
+  left, right, upper, lower = edges
+  return left, right, upper, lower
+
+
 def slice_position(volume: Volume, plane: str, index: int) -> np.ndarray:
   """World coordinates [3] of the middle of a slice, numbered as in `to_pictures`."""
   way = nibabel.io_orientation(volume.affine)
@@ -281,6 +297,12 @@ def _corners(volume: Volume) -> np.ndarray:
   """World coordinates [8, 3] of the first and last voxels."""
   indices = list(itertools.product(*((0, length - 1) for length in volume.shape)))
   return nibabel.affines.apply_affine(volume.affine, indices)
+
+
+def _letters(direction: np.ndarray) -> str:
+  """The letters of a unit vector in RAS: of parts that are more than a fifth of it."""
+  order = [axis for axis in np.argsort(-np.abs(direction)) if abs(direction[axis]) > 0.2]
+  return "".join(("LR", "PA", "FH")[axis][int(direction[axis] > 0)] for axis in order)
 
 
 def _times(values: Any) -> str:

@@ -10,6 +10,11 @@ from dmfnet_jax.io import color, scaling
 _GAP = 4
 _BACKGROUND = 24
 _INK = 230
+_BAR = 10  # the height of a colour bar
+
+
+Bar = tuple[np.ndarray, str]
+"""A colour bar: the colours from low to high, uint8 [1, 256] or [1, 256, 3], and what they mean."""
 
 
 def panel(
@@ -17,6 +22,8 @@ def panel(
   *,
   column_titles: Sequence[str],
   row_titles: Sequence[str] | None = None,
+  heading: Sequence[str] = (),
+  bars: Sequence[Bar | None] | None = None,
 ) -> np.ndarray:
   """Draws a grid of pictures with titles above the columns and left of the rows.
 
@@ -24,23 +31,40 @@ def panel(
     rows: uint8 pictures, [H, W] or [H, W, 3]; sizes may differ (each sits centred in its cell).
     column_titles: as many as there are columns.
     row_titles: as many as there are rows, or None.
+    heading: lines above all.
+    bars: a colour bar below each column that has one, or None.
 
   Returns:
     uint8 [height, width, 3].
   """
-  font, ink = ImageFont.load_default(16), (_INK,) * 3
+  font, small, ink = ImageFont.load_default(16), ImageFont.load_default(13), (_INK,) * 3
   cell_height = max(picture.shape[0] for row in rows for picture in row)
   cell_width = max(picture.shape[1] for row in rows for picture in row)
-  top, left = 26, 0
+  captions = [bar[1] for bar in bars or () if bar is not None]
+  texts = [font.getlength(title) for title in column_titles]
+  texts += [small.getlength(caption) for caption in captions]
+  cell_width = max(cell_width, int(max(texts)) + _GAP)
+  line = 20
+  above = len(heading) * line + 2 * _GAP if heading else 0
+  top, left = above + 26, 0
   if row_titles:
     left = int(max(font.getlength(title) for title in row_titles)) + 3 * _GAP
   width = left + len(column_titles) * (cell_width + _GAP) + _GAP
-  height = top + len(rows) * (cell_height + _GAP)
+  width = max(width, *(int(small.getlength(text)) + 4 * _GAP for text in heading), 0)
+  below = top + len(rows) * (cell_height + _GAP)
+  height = below + (_BAR + line + 2 * _GAP if captions else 0)
   sheet = Image.new("RGB", (width, height), (_BACKGROUND,) * 3)
   draw = ImageDraw.Draw(sheet)
+  for index, text in enumerate(heading):
+    draw.text((2 * _GAP, _GAP + (index + 0.5) * line), text, ink, small, anchor="lm")
   for column, title in enumerate(column_titles):
-    x = left + _GAP + column * (cell_width + _GAP) + cell_width // 2
-    draw.text((x, top // 2), title, ink, font, anchor="mm")
+    x = left + _GAP + column * (cell_width + _GAP)
+    draw.text((x + cell_width // 2, above + 13), title, ink, font, anchor="mm")
+    if bars and (bar := bars[column]):
+      strip = Image.fromarray(bar[0]).convert("RGB").resize((cell_width, _BAR))
+      sheet.paste(strip, (x, below + _GAP))
+      place = (x + cell_width // 2, below + _BAR + _GAP + line // 2)
+      draw.text(place, bar[1], ink, small, anchor="mm")
   for index, row in enumerate(rows):
     y = top + index * (cell_height + _GAP)
     if row_titles:

@@ -201,3 +201,30 @@ def test_two_frames_of_reference_are_told_apart_where_both_are_known():
   assert "...200000000001" in told
   near, far = (_volume(frame_uid=f"1.{n}.100000000001") for n in (1, 2))
   assert "1.1.100000000001 and 1.2.100000000001" in grids.other_frame(near, far)
+
+
+@pytest.mark.parametrize(
+  ("axes", "plane", "letters"),
+  [
+    ("RAS", "axial", ("R", "L", "A", "P")),
+    ("LPI", "axial", ("R", "L", "A", "P")),  # pictures lie alike, however a file stores them
+    ("PSR", "coronal", ("R", "L", "H", "F")),
+    ("SAL", "sagittal", ("A", "P", "H", "F")),
+  ],
+)
+def test_edges_have_the_letters_of_the_patients_sides(axes, plane, letters):
+  turn = np.eye(4)
+  for i, code in enumerate(axes):
+    turn[:3, i] = [(code == up) - (code == down) for down, up in ("LR", "PA", "IS")]
+  volume = Volume(np.zeros((4, 5, 6), np.float32), turn)
+  assert volume.axes == axes
+  assert grids.edge_letters(volume, plane) == letters
+
+
+def test_an_oblique_edge_has_two_letters():
+  """The nose turned 30 degrees to the patient's right: what is right of it lies to the back."""
+  turned = np.eye(4)
+  angle = np.radians(30)
+  turned[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+  volume = Volume(np.zeros((4, 5, 6), np.float32), turned)
+  assert grids.edge_letters(volume, "axial") == ("RP", "LA", "AR", "PL")

@@ -1,4 +1,4 @@
-"""B laid over A, as viewers of volumes show two."""
+"""Contact sheets with their colour bars, and B laid over A, as viewers of volumes show two."""
 
 import numpy as np
 import pytest
@@ -45,3 +45,17 @@ def test_three_equal_channels_are_grey():
   np.testing.assert_array_equal(panels.overlay(A, rgb_b, 1)[0], [[7] * 3, [255] * 3, [64] * 3])
   coloured = np.stack([rgb_b, rgb_b * [[[1, 0, 0]]]]).astype(np.uint8)  # a volume: one grey plane
   assert color.drop_neutral(coloured, 3) is coloured
+
+
+def test_a_sheet_has_room_for_its_words_and_bars():
+  green = (0, 200, 0)
+  cell = np.full((10, 12, 3), green, np.uint8)
+  words = {"column_titles": ["a title wider than its picture", "b"]}
+  plain = panels.panel([[cell, cell]], **words)
+  bar = np.arange(256, dtype=np.uint8)[None], "0 to 80 HU"
+  sheet = panels.panel([[cell, cell]], **words, heading=["one", "two"], bars=[bar, None])
+  assert sheet.shape[1] == plain.shape[1] > 2 * 150
+  assert sheet.shape[0] > plain.shape[0] + 2 * 10
+  ramps = [row for row in sheet[..., 0] if (np.diff(row[10:100].astype(int)) >= 0).all()]
+  assert any(np.ptp(row[10:100]) > 80 for row in ramps)
+  assert (sheet == green).all(axis=-1).sum() == 2 * 10 * 12

@@ -1,0 +1,117 @@
+"""The montage of two fused volumes: a few slices of A, B and the result, to be looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dmfnet_jax.io import color, grids, panels, paths
+
+if TYPE_CHECKING:
+  from dmfnet_jax.fusing.volume_results import FusedVolume
+
+_ROWS = 6
+_CELL = 256  # pixels: slices whose longer side has half of them or less are enlarged
+_DARK = 0.1  # a slice with less of the brightest one's light shows little
+
+
+def draw_montage(result: FusedVolume) -> np.ndarray:
+  """Draws a few slices of A, B, the overlay where there is one, the result and its deviation.
+
+  The slices are spread evenly over those that show something. Pixels are square, and small slices
+  are enlarged by a whole number, without anything between the voxels. The letters say where the
+  patient's sides are, by the affine: right and left, anterior and posterior, head and feet.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  columns = {_title("A", result.modality_a): result.grey_a}
+  columns[_title("B", result.modality_b)] = result.shown_b
+  columns |= {} if result.overlay is None else {"overlay": result.overlay}
+  columns["fused"] = result.shown
+  grey = np.arange(256, dtype=np.uint8)
+  bars: list[panels.Bar | None] = [None] * len(columns)
+  for i, (letter, table) in enumerate((("a", None), ("b", result.table))):
+    if (window := result.windows[letter]) is not None:
+      bars[i] = (grey if table is None else table)[None], window.ends
+  if result.std is not None:
+    top = panels.deviation_top(result.std)
+    overlaid = [
+      panels.overlay_deviation(*plane, top) for plane in zip(result.luma, result.std, strict=True)
+    ]
+    columns[f"SD of {result.record['samples']} draws"] = np.stack(overlaid)
+    ramp = np.linspace(0, top, 256)[None]
+    bar = panels.overlay_deviation(np.zeros(ramp.shape, np.uint8), ramp, top)
+    bars.append((bar, f"0 to {top:g} of 255 grey levels"))
+  affine, plane = result.a.affine, result.plane
+  stacks = [grids.to_pictures(data, affine, plane) for data in columns.values()]
+  chosen = _choose_slices(stacks[0], stacks[1])
+  height, width = stacks[0].shape[1:3]
+  size, times = _cell_size(grids.pixel_size(result.a, plane), height, width)
+  letters = grids.edge_letters(result.a, plane) if result.a.placed else ("",) * 4
+  rows = [[_cell(stack[i], size, letters) for stack in stacks] for i in chosen]
+  drawn = f"{len(chosen)} of {len(stacks[0])} {plane} slices"
+  if times > 1:
+    drawn += f", enlarged {times} times (nearest neighbour)"
+  if not result.a.placed:
+    drawn += "; the file does not say which side is which"
+  return panels.panel(
+    rows,
+    column_titles=list(columns),
+    row_titles=[_slice_title(result, i) for i in chosen],
+    heading=(
+      f"model {model_name(result.record['model'])}, seed {result.record['seed']}",
+      drawn,
+      "RESEARCH USE ONLY, not for diagnosis",
+    ),
+    bars=bars,
+  )
+
+
+def model_name(model: str) -> str:
+  """What a model is called: of a file or workdir its name alone, without the folders above it."""
+  return model if "://" in model else paths.as_path(model).resolve().name
+
+
+def _title(letter: str, modality: str) -> str:
+  return f"{letter}: {modality}" if modality else letter
+
+
+def _choose_slices(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Numbers of a few slices of A and B, [N, H, W] or [N, H, W, 3], that show something."""
+  light = np.array([x.mean() + color.to_grey(y).mean() for x, y in zip(a, b, strict=True)])
+  filled = np.flatnonzero(light >= _DARK * light.max())
+  # From the middle of equal parts: the outermost slices show little.
+  count = min(_ROWS, filled.size)
+  return filled[((np.arange(count) + 0.5) * filled.size / count).astype(int)]
+
+
+def _cell_size(pixel: tuple[float, float], height: int, width: int) -> tuple[tuple[int, int], int]:
+  """(width, height) with square pixels, and how often the finer direction's are repeated."""
+  finer = min(pixel)
+  square = width * pixel[1] / finer, height * pixel[0] / finer
+  times = max(1, int(_CELL / max(square)))
+  return (max(1, round(times * square[0])), max(1, round(times * square[1]))), times
+
+
+def _cell(picture: np.ndarray, size: tuple[int, int], letters: tuple[str, ...]) -> np.ndarray:
+  """A slice at its size, with the letters at its left, right, upper and lower edge."""
+  image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
+  image = image.resize(size, Image.Resampling.NEAREST)
+  draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+  width, height = size
+  places = (2, height / 2), (width - 2, height / 2), (width / 2, 2), (width / 2, height - 2)
+  for letter, place, anchor in zip(letters, places, ("lm", "rm", "mt", "mb"), strict=True):
+    draw.text(place, letter, "white", font, anchor, stroke_width=1, stroke_fill="black")
+  return np.asarray(image)
+
+
+def _slice_title(result: FusedVolume, index: int) -> str:
+  """Where a slice lies: its middle along the nearest world axis, or its number."""
+  if not result.a.placed:
+    return str(index)
+  axis = grids.PLANES.index(result.plane)
+  middle = grids.slice_position(result.a, result.plane, index)[axis]
+  return f"{'xyz'[axis]} {middle:.0f} mm"
