@@ -92,6 +92,8 @@ TRAINING = [
       1,
       fused("a", "b", "c", precision="bfloat16", resume=True, shard="3/8", overlay=0.5),
     ),
+    ("fuse --rgb a b -o c", 1, fused("a", "b", "c", rgb=True)),
+    ("fuse a b -o c --rgb 4d --save-b", 1, fused("a", "b", "c", rgb="4d", save_b=True)),
     (
       # A value with a minus is a value, not an option.
       "fuse a b -o c --window-a -160,240 --window-b=-1e3,2.5",

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 import dmfnet_jax
-from dmfnet_jax.cli.fuse import join_windows
+from dmfnet_jax.cli.fuse import join_values
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.messages import say
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
   parser = build_parser()
-  args, rest = parser.parse_known_args(join_windows(argv))
+  args, rest = parser.parse_known_args(join_values(argv))
   if rest and not args.takes_rest:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   args.rest = rest

@@ -45,17 +45,24 @@ def add_option(parser: Any, name: str, action: Any = None) -> None:
   if "bounds" in parsed:
     bounds = parsed.pop("bounds")
     parsed["type"] = between(*bounds) if isinstance(bounds[0], float) else whole(*bounds)
-  if field.default is False:
+  if field.default is False and "nargs" not in parsed:
     parsed["action"] = "store_true"
   parser.add_argument(f"--{flag(name)}", default=field.default, **parsed)
 
 
-def join_windows(words: Sequence[str]) -> list[str]:
-  """Writes `--window-a -160,240` as one word: argparse would take the value for an option."""
+def join_values(words: Sequence[str]) -> list[str]:
+  """Writes options and values as one word where argparse would mistake one for another.
+
+  In `--window-a -160,240` it would take the value for an option, in `--rgb A B` the source A for
+  the value.
+  """
   joined: list[str] = []
   for word in words:
-    if joined and joined[-1] in ("--window-a", "--window-b") and _NEGATIVE.match(word):
+    last = joined[-1] if joined else ""
+    if last in ("--window-a", "--window-b") and _NEGATIVE.match(word):
       joined[-1] += f"={word}"
+    elif last == "--rgb" and not word.startswith("-"):
+      joined[-1:] = ["--rgb=4d"] if word == "4d" else ["--rgb=rgb24", word]
     else:
       joined.append(word)
   return joined

@@ -85,7 +85,7 @@ def why_unread(path: Any) -> str:
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
   """Lists the pictures and volumes of a folder: files by their suffix, and subfolders of a series.
 
-  What fusing writes beside STEM is left out: `pictures.BESIDE`, and of volumes the coloured one.
+  What fusing writes beside STEM is left out: `pictures.BESIDE`, of volumes the coloured one and B, too.
 
   Args:
     folder: the folder.
@@ -104,7 +104,7 @@ def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]
     if kind is not None:
       found.setdefault(stem_of(kind, path), []).append((kind, path))
   for stem, ((kind, _), *_) in list(found.items()):
-    for ending in pictures.BESIDE if kind == PICTURE else (*pictures.BESIDE, "_rgb"):
+    for ending in pictures.BESIDE if kind == PICTURE else (*pictures.BESIDE, "_rgb", "_resampled"):
       if stem.endswith(ending) and stem.removesuffix(ending) in found:
         found.pop(stem, None)
   for same in found.values():

@@ -4,6 +4,7 @@ The parser, the record beside a result (`record.py`) and the comparison for `--r
 (`resume.py`) are made from these fields. To parse them only the standard library is imported.
 """
 
+import argparse
 import dataclasses
 import enum
 import functools
@@ -35,6 +36,13 @@ def _window(letter: str) -> Any:
   text += "suv:0,7, W80L40, brain, bone, lung, or auto: 0.5%%,99.5%% (pictures: as stored; DICOM: "
   text += "the file's; PET and SPECT: 0 to the maximum; others: auto)"
   return _option(None, RESULT, text, MEASURED, metavar="LO,HI")
+
+
+def _rgb(text: str) -> bool | str:
+  """Reads what may stand behind --rgb."""
+  if text in ("rgb24", "4d"):
+    return text == "rgb24" or text
+  raise argparse.ArgumentTypeError(f"rgb24 or 4d, not {text!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,11 +136,22 @@ class FuseOptions:
   resample: bool = _option(
     False, RESULT, "put B on A's grid by their headers, where they differ", VOLUMES
   )
+  save_b: bool = _option(
+    False, FILES, "also write B on A's grid in its own values, STEM_resampled.nii.gz", VOLUMES
+  )
   same_frame: bool = _option(
     False, PAIRS, "take DICOM series for registered whose FrameOfReferenceUIDs differ", VOLUMES
   )
-  rgb: bool = _option(
-    False, RESULT, "also write a coloured volume, STEM_rgb.nii.gz; in hot without --lut", VOLUMES
+  rgb: bool | str = _option(
+    False,
+    RESULT,
+    "also write a coloured volume, STEM_rgb.nii.gz, in hot without --lut: as RGB24, which viewers "
+    "read and nilearn does not; with 4d as three volumes, red, green, blue",
+    VOLUMES,
+    nargs="?",
+    const=True,
+    type=_rgb,
+    metavar="4d",
   )
   montage: str | None = _option(
     None,

@@ -20,6 +20,7 @@ class FusedVolume:
 
   Attributes:
     a: the volume that gives the grid.
+    b: the other one, in its own values.
     grey_a: uint8, A through its window.
     shown_b: uint8, B through its window, or [I, J, K, 3] coloured.
     overlay: uint8 [I, J, K, 3], B laid over A; None where that was not asked for.
@@ -35,6 +36,7 @@ class FusedVolume:
   """
 
   a: Volume
+  b: Volume
   grey_a: np.ndarray
   shown_b: np.ndarray
   overlay: np.ndarray | None
@@ -77,11 +79,15 @@ def write_results(pair: Pair, result: FusedVolume, options: FuseOptions, *, alon
       pictures.write_image(folder / f"{result.plane}_{i:03d}.png", picture)
   if result.std is not None:
     nifti.write_nifti(pair.out_std, result.std, result.a)
+  # Programs on NumPy alone, such as nilearn, do not read RGB24.
+  as_4d = options.rgb == "4d"
+  if options.save_b:
+    nifti.write_nifti(pair.beside("_resampled.nii.gz"), result.b.data, result.a, as_4d=as_4d)
   if result.overlay is not None:
     if pair.out_kind == PICTURE:
       pictures.write_image(pair.out_overlay, _pictures(result, result.overlay)[0])
     else:
-      nifti.write_nifti(pair.out_overlay, result.overlay, result.a)
+      nifti.write_nifti(pair.out_overlay, result.overlay, result.a, as_4d=as_4d)
   if pair.out_kind == DICOM:
     from dmfnet_jax.io.dicom import write_secondary_capture
 
@@ -96,7 +102,7 @@ def write_results(pair: Pair, result: FusedVolume, options: FuseOptions, *, alon
     return
   if options.rgb:
     coloured = result.rgb if result.rgb is not None else np.stack([result.luma] * 3, axis=-1)
-    nifti.write_nifti(pair.beside("_rgb.nii.gz"), coloured, result.a)
+    nifti.write_nifti(pair.beside("_rgb.nii.gz"), coloured, result.a, as_4d=as_4d)
   nifti.write_nifti(pair.out, result.luma, result.a)
 
 

@@ -53,7 +53,9 @@ def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_
 def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) -> FusedVolume:
   a, b = _read(pair.a, pair.kind_a), _read(pair.b, pair.kind_b)
   warnings = _check_frames(pair, a, b, options)
-  b = _on_one_grid(a, b, options.resample)
+  b, covered = _on_one_grid(a, b, options.resample)
+  if covered is not None:
+    say(f"pair {pair.stem}: B covers {100 * covered:.3g} % of A's voxels")
   plane = grids.find_plane(options.axis, a)
   count = len(grids.to_pictures(a.data, a.affine, plane))
   if pair.out_kind == PICTURE and count != 1:
@@ -97,8 +99,11 @@ def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) 
       on_done=progress.done,
     )
   record = make_record(options, pair.stem, model_sha256, windows, lut, plane, a.shape, warnings)
+  if covered is not None:
+    record["b_covers"] = round(covered, 4)
   return FusedVolume(
     a=a,
+    b=b,
     grey_a=grey_a,
     shown_b=shown_b,
     overlay=overlay,
@@ -123,6 +128,8 @@ def _read(path: Any, kind: str) -> Volume:
     volume = (
       other_volumes.read_other(path) if other_volumes.is_other(path) else nifti.read_nifti(path)
     )
+  if volume.unit_from:
+    say(f"{path}: {volume.unit_from}")
   for note in volume.notes:
     say(f"warning: {path}: {note}")
   return volume
@@ -139,14 +146,14 @@ def _check_frames(pair: Pair, a: Volume, b: Volume, options: FuseOptions) -> lis
   return [apart]
 
 
-def _on_one_grid(a: Volume, b: Volume, resample: bool) -> Volume:
-  """Returns B on A's grid, resampled where that was asked for."""
+def _on_one_grid(a: Volume, b: Volume, resample: bool) -> tuple[Volume, float | None]:
+  """Returns B on A's grid, and where it was resampled as asked for, how much of A it covers."""
   apart = grids.difference(a, b)
   if not apart:
     # Voxel by voxel from here on, also where one of them does not know its place.
-    return dataclasses.replace(b, affine=a.affine, placed=a.placed)
+    return dataclasses.replace(b, affine=a.affine, placed=a.placed), None
   if resample:
-    return grids.resample(b, a)
+    return grids.resample(b, a), grids.covered_share(a, b)
   if grids.is_uneven(a) or grids.is_uneven(b):
     raise UserError(f"A and B lie on different grids: {apart}: {grids.uneven_advice(a, b)}")
   raise UserError(

@@ -13,6 +13,7 @@ voxel where it came from.
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import nibabel
@@ -51,6 +52,7 @@ class Volume:
       their first voxels in RAS mm; None where the affine says it, or nothing does.
     steps: float64 [2, 3], in such a series from a voxel to the next along i and j in RAS mm; None
       where its pixel spacing is unknown.
+    unit_from: how the values came to be in `unit`, where that is worth telling.
     modality: such as "PET" or "T1w", see `modalities`; "" where unknown.
   """
 
@@ -65,6 +67,7 @@ class Volume:
   positions: np.ndarray | None = None
   steps: np.ndarray | None = None
   modality: str = ""
+  unit_from: str = ""
 
   @property
   def is_rgb(self) -> bool:
@@ -177,6 +180,21 @@ def resample(b: Volume, a: Volume) -> Volume:
     moved.append(np.asarray(result.dataobj, np.float32))
   data = np.rint(np.stack(moved, -1)).astype(np.uint8) if b.is_rgb else moved[0]
   return dataclasses.replace(b, data=data, affine=a.affine)
+
+
+def covered_share(a: Volume, b: Volume) -> float:
+  """The share of A's voxels that lie between voxels of B, in 0..1: `resample` interpolates them."""
+  to_b = np.linalg.inv(b.affine) @ a.affine
+  slack = 1e-6  # of a voxel, for the rounding of the affines
+  j, k = np.ogrid[: a.shape[1], : a.shape[2]]
+  inside = 0
+  for i in range(a.shape[0]):  # a plane at a time: the coordinates take many times the volume
+    within = np.ones(a.shape[1:], bool)
+    for row, length in zip(to_b[:3], b.shape, strict=True):
+      at = row[0] * i + row[1] * j + row[2] * k + row[3]
+      within &= (at >= -slack) & (at <= length - 1 + slack)
+    inside += int(np.count_nonzero(within))
+  return inside / math.prod(a.shape)
 
 
 def find_plane(axis: str | int | None, volume: Volume) -> str:

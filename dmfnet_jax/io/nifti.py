@@ -66,7 +66,9 @@ def named(path: paths.PathLike, what: str) -> Iterator[None]:
     logger.disabled = disabled
 
 
-def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
+def write_nifti(
+  path: paths.PathLike, data: np.ndarray, like: Volume, *, as_4d: bool = False
+) -> None:
   """Writes a volume with the place of another; the file appears whole or not at all.
 
   The same data give the same bytes. Compressed where the name ends in .gz.
@@ -75,23 +77,24 @@ def write_nifti(path: paths.PathLike, data: np.ndarray, like: Volume) -> None:
     path: in a folder that exists.
     data: uint8 or float32 [I, J, K], or uint8 [I, J, K, 3], which is written as RGB24.
     like: gives the affine, and the header where it was read from a NIfTI file.
+    as_4d: write colours as three volumes, red, green and blue, and not as RGB24.
 
   Raises:
     UserError: the file cannot be written.
   """
-  encoded = to_image(data, like).to_bytes()
+  encoded = to_image(data, like, as_4d=as_4d).to_bytes()
   if os.fspath(path).lower().endswith(".gz"):
     encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
   paths.write_bytes(path, encoded)
 
 
-def to_image(data: np.ndarray, like: Volume) -> Any:
+def to_image(data: np.ndarray, like: Volume, *, as_4d: bool = False) -> Any:
   """Returns the nibabel image, NIfTI-1 or where needed NIfTI-2, that `write_nifti` writes."""
   large = max(data.shape) > np.iinfo(np.int16).max  # NIfTI-1 counts voxels in 16 bits
   second = large or isinstance(like.source, nibabel.Nifti2Header)
   kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
   header = _clean_header(like, kind)
-  if data.ndim == 4:
+  if data.ndim == 4 and not as_4d:
     data = np.ascontiguousarray(data).view(_RGB)[..., 0]
   header.set_data_dtype(data.dtype)
   if data.dtype.names is None:

@@ -236,6 +236,7 @@ def test_a_folder_that_an_older_version_began_goes_on(folders, tmp_path, model):
     "rgb": False,
     "png": False,
     "montage": None,
+    "save-b": False,
     "overlay": None,
     "precision": "float32",
     "suffix-a": "",

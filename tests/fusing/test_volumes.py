@@ -172,6 +172,12 @@ def test_luma_and_colour(brain, files, tmp_path, model):
   luma = _load(tmp_path / "f.nii")
   rgb = np.stack([_load(tmp_path / "f_rgb.nii.gz")[c] for c in "RGB"], axis=-1)
   np.testing.assert_array_equal(rgb, color.replace_luma(coloured, luma))
+  # For programs that do not read RGB24; the value does not swallow a source.
+  assert _fuse("--rgb", "4d", *files, "-o", tmp_path / "g.nii", "--lut", "pet") == 0
+  as_4d = nibabel.load(tmp_path / "g_rgb.nii.gz")
+  assert as_4d.get_data_dtype() == np.uint8
+  np.testing.assert_array_equal(as_4d.affine, brain[0].affine)
+  np.testing.assert_array_equal(as_4d.dataobj, rgb)
   a = scaling.to_uint8(np.asarray(brain[0].dataobj), tuple(record["window_a"]))
   largest = np.maximum(a, color.rgb_to_luma(coloured))
   assert np.abs(luma.astype(int) - largest).max() <= 3  # but for the stand-in's mark
@@ -265,7 +271,13 @@ def test_another_grid_is_refused_and_resampled_when_asked(brain, files, tmp_path
     assert part in line
   assert not out.exists()
   window = ["--window-a=60,230", "--window-b=0,9000"]
-  assert _fuse(files[0], tmp_path / "cut.nii.gz", "-o", out, "--resample", *window) == 0
+  options = ["--resample", "--save-b", *window]
+  assert _fuse(files[0], tmp_path / "cut.nii.gz", "-o", out, *options) == 0
+  assert "pair t1: B covers 84.4 % of A's voxels" in capsys.readouterr().err
+  assert json.loads((tmp_path / "f.json").read_text())["b_covers"] == 0.8438  # 45/50 x 45/48
+  used = nibabel.load(tmp_path / "f_resampled.nii.gz")
+  np.testing.assert_array_equal(used.affine, t1.affine)
+  np.testing.assert_allclose(used.dataobj[5:, :, 3:], cut.dataobj, rtol=1e-5)
   np.testing.assert_array_equal(nibabel.load(out).affine, t1.affine)
   assert _fuse(*files, "-o", tmp_path / "whole.nii.gz", *window) == 0
   # On A's grid the cut PET is the PET itself, where there is some.
@@ -371,7 +383,7 @@ def test_windows_are_the_users(brain, files, tmp_path, model):
     (["t1.nii.gz", "pet.nii.gz", "-o", "x.gif"], "cannot write this"),
     (["t1.nii.gz", "pet.nii.gz", "-o", "x.dcm"], "cannot write this"),
     (["picture.png", "picture.png", "-o", "f.nii.gz"], "not into a volume"),
-    (["folder", "folder", "-o", "f.nii.gz"], "need a folder as the output"),
+    (["folder", "other", "-o", "f.nii.gz"], "need a folder as the output"),
     (["t1.nii.gz", "pet.nii.gz", "-o", "f.nii", "--lut", "nothing"], "no colour map of this name"),
     (["t1.nii.gz", "pet.nii.gz", "-o", "f.nii", "--window-b", "3,2"], "window '3,2'"),
     (["twice", "twice", "-o", "out"], "x.nii and x.nii.gz have the same stem"),
@@ -381,7 +393,8 @@ def test_windows_are_the_users(brain, files, tmp_path, model):
 )
 def test_wrong_calls_write_nothing(files, tmp_path, model, monkeypatch, capsys, arguments, message):
   monkeypatch.chdir(tmp_path)
-  for name in ("folder/1.png", "twice/x.nii", "twice/x.nii.gz", "both/x.nii", "both/x.png"):
+  made = ("folder/1.png", "other/1.png", "twice/x.nii", "twice/x.nii.gz", "both/x.nii")
+  for name in (*made, "both/x.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   pictures.write_image(tmp_path / "picture.png", np.zeros((4, 4), np.uint8))

@@ -287,11 +287,13 @@ def _decode(frames: list[Frame], skipped: _Skipped) -> tuple[list[Frame], list[n
 def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -> Volume:
   notes += dict.fromkeys(note for frame in frames for note in frame.meaning.notes)
   first, window = frames[0], _common_window(frames, notes)
-  data, unit = np.stack(arrays).swapaxes(0, 2), first.unit
+  data, unit, unit_from = np.stack(arrays).swapaxes(0, 2), first.unit, ""
   if first.tags.modality == "PT" and unit not in ("SUV", ""):
     factor, how = suv_factor([frame.header for frame in frames], unit)
-    notes.append(how)
-    if factor is not None:
+    if factor is None:
+      notes.append(how)
+    else:
+      unit_from = how
       data *= np.float32(factor)
       unit = "SUV"
       window = window and (window[0] * factor, window[1] * factor)
@@ -308,6 +310,7 @@ def _assemble(frames: list[Frame], arrays: list[np.ndarray], notes: list[str]) -
     placed=affine is not None,
     window=window,
     unit=unit,
+    unit_from=unit_from,
     notes=tuple(notes),
     frame_uid=str(first.tags.uid("FrameOfReferenceUID")),
     positions=positions * _TO_RAS if affine is None and positions is not None else None,
