@@ -9,9 +9,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the steps, of which there is one, and its arguments."""
   steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
   about = "Read a dataset's files once and write it in the form that training reads."
-  prepare = steps.add_parser("prepare", help=about, description=about, allow_abbrev=False)
-  known = "; ".join(f"{name}: {dataset.about}" for name, dataset in DATASETS.items())
-  prepare.add_argument("name", metavar="NAME", choices=[*DATASETS], help=f"the dataset. {known}")
+  known = "\n".join(f"  {name:14} {dataset.about}" for name, dataset in DATASETS.items())
+  prepare = steps.add_parser(
+    "prepare",
+    help=about,
+    description=about,
+    epilog=f"datasets:\n{known}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  prepare.add_argument("name", metavar="NAME", choices=[*DATASETS], help="one of those below")
   prepare.add_argument("--data-dir", metavar="DIR", required=True, help="where to write it")
   brought = ", ".join(name for name, dataset in DATASETS.items() if dataset.brings)
   prepare.add_argument(

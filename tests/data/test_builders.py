@@ -155,13 +155,28 @@ def test_what_is_read_is_what_was_there(prepared):
 
 
 def test_a_prepared_dataset_is_left_alone(prepared, capsys):
-  data_dir, _ = prepared
+  data_dir, manual_dir = prepared
   before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
-  assert builders.prepare("harvard_mmif", data_dir) == {"train": 6, "validation": 1}
-  printed = capsys.readouterr().out
-  assert "prepared already" in printed
-  assert "train: 6 examples" in printed
+  for folder in ((), (manual_dir,)):
+    assert builders.prepare("harvard_mmif", data_dir, *folder) == {"train": 6, "validation": 1}
+    printed = capsys.readouterr()
+    assert "prepared already" in printed.out
+    assert "train: 6 examples" in printed.out
+    assert not printed.err
   assert {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")} == before
+
+
+def test_pictures_that_came_since_are_told(prepared, tmp_path, capsys):
+  data_dir, manual_dir = prepared
+  shutil.copytree(manual_dir, tmp_path / "manual")
+  for kind in ("mri", "other"):
+    write_picture(tmp_path / "manual" / "train/ct" / kind / "16900.png")
+  (tmp_path / "manual" / "val/ct/mri/2004.png").unlink()
+  write_picture(tmp_path / "manual" / "train/pet/mri/30028.png", size=(20, 20))
+  builders.prepare("harvard_mmif", data_dir, tmp_path / "manual")
+  told = capsys.readouterr().err
+  assert "2 added (train/ct/mri/16900.png, train/ct/other/16900.png)" in told
+  assert "1 gone (val/ct/mri/2004.png), 1 changed (train/pet/mri/30028.png)" in told
 
 
 def test_the_newest_version_is_opened(prepared, tmp_path):

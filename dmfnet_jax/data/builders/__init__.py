@@ -22,9 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from dmfnet_jax.data.datasets import DATASETS
+from dmfnet_jax.data.source_files import describe_changes, leave_record
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.color import to_grey
 from dmfnet_jax.io.pictures import list_images, read_image
+from dmfnet_jax.messages import say
 
 _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
 SPLITS = ("train", "validation", "test")
@@ -35,7 +37,8 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
 
   The files are written into a folder named `incomplete.*`, which is renamed when everything is
   there: an interrupted preparation leaves nothing that could be taken for a prepared dataset. A
-  dataset that is there already is left as it is.
+  dataset that is there already is left as it is; pictures that came since into `manual_dir`, are
+  gone or have changed are told.
 
   Args:
     name: One of `DATASETS`.
@@ -57,10 +60,14 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     print(
       f"{name} {builder.version} is prepared already in {folder}; delete that folder to redo it."
     )
+    if manual_dir is not None and (told := describe_changes(builder.data_path, manual_dir)):
+      say(f"warning: {manual_dir}: pictures differ from those that were prepared: {told}")
   else:
     if manual_dir is not None and not Path(manual_dir).is_dir():
       raise UserError(f"no such folder: {manual_dir}")
     _write(builder, manual_dir)
+    if manual_dir is not None:
+      leave_record(builder.data_path, manual_dir)
     print(f"Prepared {name} {builder.version} in {folder}")
   for note in getattr(builder, "notes", ()):
     print(f"  note: {note}")
