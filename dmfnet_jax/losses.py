@@ -63,6 +63,15 @@ def sobel_gradient(x: Array) -> Array:
   return absolute(horizontal) + absolute(vertical)
 
 
+def spatial_gradient(x: Array) -> Array:
+  """Sobel's derivatives along x and y over 8, over repeated borders; [B, H, W, 2]."""
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+  smooth, difference = np.array([[1.0, 2.0, 1.0]]), np.array([[-1.0, 0.0, 1.0]])
+  horizontal = correlate(correlate(x, difference), smooth.T)
+  vertical = correlate(correlate(x, smooth), difference.T)
+  return jnp.concatenate([horizontal, vertical], axis=-1)[:, 1:-1, 1:-1] / 8
+
+
 def gaussian_blur(x: Array, window: int = 11, sigma: float = 1.5) -> Array:
   offsets = np.arange(window) - window // 2
   kernel = np.exp(-(offsets**2) / (2 * sigma**2))[None]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dmfnet_jax.nn.initializers import torch_bias, torch_kernel
+
 Array = jax.Array
 Dtype = Any
 
@@ -70,6 +72,13 @@ def conv_transpose(features: int, *, dtype: Dtype, **kwargs) -> nn.ConvTranspose
     precision=matmul_precision(dtype),
     **kwargs,
   )
+
+
+def torch_conv(inputs: int, features: int, kernel_size: int, *, dtype: Dtype, **kwargs) -> nn.Conv:
+  """`conv` of so many input channels with PyTorch's default initialisation, of its bias too."""
+  bias = torch_bias(kernel_size**2 * inputs)
+  init = {"kernel_init": torch_kernel, "bias_init": bias}
+  return conv(features, kernel_size, dtype=dtype, **init, **kwargs)
 
 
 def dense(features: int, *, dtype: Dtype, **kwargs) -> nn.Dense:

@@ -33,11 +33,13 @@ class Computed(NamedTuple):
     value: ours.
     tolerance: of the error.
     scale: what the largest difference is divided by; None for the golden's largest value.
+    by_norm: the error is the difference's norm over the golden's, for arrays with kinks in them.
   """
 
   value: Any
   tolerance: float = VALUE
   scale: float | None = None
+  by_norm: bool = False
 
 
 Draw = Callable[[str, Any], np.ndarray]
@@ -52,11 +54,15 @@ def drawn(prefix: str, key: str, shape: Any) -> np.ndarray:
 
 
 def error_of(expected: np.ndarray, computed: Computed) -> float:
-  """The error; infinite where shapes differ or something is not finite."""
+  """The error; infinite where shapes differ, something is not finite, or a word is another."""
+  if np.asarray(expected).dtype.kind == "U":
+    return 0.0 if str(expected) == str(computed.value) else float("inf")
   ours = np.asarray(computed.value, np.float64)
   theirs = np.asarray(expected, np.float64)
   if ours.shape != theirs.shape or not np.isfinite(ours).all():
     return float("inf")
+  if computed.by_norm:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
   scale = np.abs(theirs).max() if computed.scale is None else computed.scale
   return float(np.abs(ours - theirs).max() / (scale or 1.0))
 

@@ -11,6 +11,7 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 FILES = {
   "dmfnet": ("unet", "fusion", "losses", "sampler", "schedules"),
+  "adafuse": ("adafuse",),
   "cddfuse": ("cddfuse",),
 }
 CHECKS = [(name, file) for name, files in FILES.items() for file in files]

@@ -6,7 +6,6 @@ example, [B].
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dmfnet_jax import losses
 
@@ -14,8 +13,6 @@ Array = jax.Array
 
 _SPACE = (1, 2)
 _ALL = (1, 2, 3)
-# kornia's: of a dynamic range of 1.
-_C1, _C2 = 0.01**2, 0.03**2
 
 
 def correlation(a: Array, b: Array) -> Array:
@@ -45,20 +42,8 @@ def decomposition(base: Array, detail: Array) -> Array:
 
 
 def ssim_map(a: Array, b: Array) -> Array:
-  """(1 - SSIM) / 2, SSIM cut to [0, 1], at each pixel: [B, H, W, 1].
-
-  The window is Gaussian, 11 pixels wide (sigma 1.5), over reflected borders; moments are biased.
-  """
-  losses.check_same_shape(a, b)
-  stacked = jnp.concatenate([a, b, a * a, b * b, a * b], axis=0)
-  padded = jnp.pad(stacked, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect")
-  blurred = losses.gaussian_blur(padded)[:, 5:-5, 5:-5]
-  mean_a, mean_b, aa, bb, ab = jnp.split(blurred, 5, axis=0)
-  variances = (aa - mean_a**2) + (bb - mean_b**2)
-  covariance = ab - mean_a * mean_b
-  numerator = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-  denominator = (mean_a**2 + mean_b**2 + _C1) * (variances + _C2)
-  return jnp.clip(1 - numerator / denominator, 0, 1) / 2
+  """(1 - SSIM) / 2, SSIM cut to [0, 1], at each pixel: [B, H, W, 1]; borders are reflected."""
+  return jnp.clip(1 - losses.ssim_map(a, b, border="reflect"), 0, 1) / 2
 
 
 def ssim_loss(a: Array, b: Array) -> Array:
@@ -72,15 +57,6 @@ def mse(a: Array, b: Array) -> Array:
   return jnp.mean((a - b) ** 2, axis=_ALL)
 
 
-def spatial_gradient(x: Array) -> Array:
-  """Sobel's derivatives along x and y over 8, over repeated borders: [B, H, W, 2]."""
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-  smooth, difference = np.array([[1.0, 2.0, 1.0]]), np.array([[-1.0, 0.0, 1.0]])
-  horizontal = losses.correlate(losses.correlate(x, difference), smooth.T)
-  vertical = losses.correlate(losses.correlate(x, smooth), difference.T)
-  return jnp.concatenate([horizontal, vertical], axis=-1)[:, 1:-1, 1:-1] / 8
-
-
 def reconstruction(image: Array, rebuilt: Array) -> tuple[Array, Array]:
   """The SSIM loss and the squared error of a rebuilt picture."""
   return ssim_loss(image, rebuilt), mse(image, rebuilt)
@@ -88,7 +64,9 @@ def reconstruction(image: Array, rebuilt: Array) -> tuple[Array, Array]:
 
 def gradient_loss(image: Array, rebuilt: Array) -> Array:
   """Mean absolute difference of the spatial gradients, over both directions, [B]."""
-  return jnp.mean(losses.absolute(spatial_gradient(image) - spatial_gradient(rebuilt)), axis=_ALL)
+  return jnp.mean(
+    losses.absolute(losses.spatial_gradient(image) - losses.spatial_gradient(rebuilt)), axis=_ALL
+  )
 
 
 def fusion(fused: Array, visible: Array, infrared: Array) -> tuple[Array, Array]:

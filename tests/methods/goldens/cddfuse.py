@@ -171,7 +171,7 @@ def compute(arrays, draw):
     nchw(objectives.ssim_map(visible, nhwc(arrays["vis_hat"]))), DIFFERENCE_OF_SQUARES
   )
   count = len(arrays["sobel_vis"])
-  found["sobel_vis"] = Computed(nchw(objectives.spatial_gradient(visible[:count]))[:, None])
+  found["sobel_vis"] = Computed(nchw(losses.spatial_gradient(visible[:count]))[:, None])
   count = len(arrays["sobel_abs_vis"])
   found["sobel_abs_vis"] = Computed(nchw(losses.sobel_gradient(visible[:count])))
 
