@@ -22,6 +22,7 @@ class FakeModel:
     memory: pixels of a picture that still fits.
     errors: what to raise instead, by the number of the call from 0 on.
     weights: stands for the parameters and the config.
+    trained_on: kinds of pairs.
   """
 
   method = Method(defaults=dict, model=(), fuse=max, networks=(), is_random=True)
@@ -31,6 +32,7 @@ class FakeModel:
     self.memory = 10**9
     self.errors: dict[int, BaseException] = {}
     self.weights = "weights"
+    self.trained_on: tuple[str, ...] = ()
 
   def fingerprint(self):
     return f"SHA-256 of {self.weights}"

@@ -35,6 +35,11 @@ def test_small_is_released_and_all_are_small():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_model_says_what_it_was_trained_on(name):
+  assert find.trained_on(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_a_card(name):
   """With the commands that made it, and whose pictures are there."""
   text = (FOLDER / f"{name}.md").read_text()

@@ -77,6 +77,16 @@ def test_it_is_an_ordinary_safetensors_file(tmp_path):
   ]
 
 
+def test_a_file_says_what_its_model_was_trained_on(tmp_path):
+  path = tmp_path / "x.safetensors"
+  for kinds in ((), ("MRI-CT", "MRI-PET")):
+    weights.save_weights(path, PARAMS, CONFIG, trained_on=kinds)
+    assert find.trained_on(path) == kinds
+  assert find.trained_on(tmp_path) == ()  # a workdir that is not finished
+  path.rename(tmp_path / "model.safetensors")
+  assert find.trained_on(tmp_path) == kinds
+
+
 def with_metadata(metadata, dtype=np.float32):
   return safetensors.save({"unet/x": np.ones(3, dtype)}, metadata)
 

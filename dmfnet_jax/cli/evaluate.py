@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="R",
     type=float,
     default=255,
-    help="the range of values that SSIM takes (255); 2 gives the values of CDDFuse's tables",
+    help="the range of values that SSIM takes (255); 2 gives the values of some published tables",
   )
 
 

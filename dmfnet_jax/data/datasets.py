@@ -10,15 +10,23 @@ class Dataset(NamedTuple):
     builder: Its builder's class, in the module `dmfnet_jax.data.builders.NAME`.
     about: What it is, in a few words.
     brings: Whether nothing has to be on disk before.
+    kinds: What its pairs are, A first, in the words of `io.modalities`; empty where anything.
   """
 
   builder: str
   about: str
   brings: bool = False
+  kinds: tuple[str, ...] = ()
 
+
+_BRAINS = ("MRI-CT", "MRI-PET", "MRI-SPECT")
 
 DATASETS = {
-  "harvard_mmif": Dataset("HarvardMmif", "MRI with CT, PET, SPECT of the Harvard brain atlas"),
-  "mni_pairs": Dataset("MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True),
+  "harvard_mmif": Dataset(
+    "HarvardMmif", "MRI with CT, PET, SPECT of the Harvard brain atlas", kinds=_BRAINS
+  ),
+  "mni_pairs": Dataset(
+    "MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True, kinds=_BRAINS
+  ),
   "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
+from dmfnet_jax.fusing.familiar import Familiarity
 from dmfnet_jax.fusing.match import Pair, match_pairs
 from dmfnet_jax.fusing.options import FIELDS, VOLUMES, FuseOptions, flag
 from dmfnet_jax.fusing.pairing import Naming
@@ -95,13 +96,15 @@ def fuse_files(
   if folder == paths.as_path(out):
     there = compare_or_leave_record(folder, options, model_sha256)
     pairs = unfinished(pairs, there) if options.resume else pairs
+  familiarity = Familiarity(options.model, model.trained_on)
+  familiarity.check_names(pair for pair in pairs if not pair.is_volume)
   of_pictures = {pair.stem: pair for pair in pairs if not pair.is_volume}
   failed = _fuse_pictures(model, of_pictures, options, model_sha256)
   volumes = [pair for pair in pairs if pair.is_volume]
   if volumes:
     from dmfnet_jax.fusing.volumes import fuse_volumes  # its libraries take half a second
 
-    failed += fuse_volumes(model, volumes, options, model_sha256)
+    failed += fuse_volumes(model, volumes, options, model_sha256, familiarity)
   kept = total - len(pairs)
   earlier = f", {kept} of them earlier" if kept else ""
   say(f"{total - failed} of {total} pairs fused into {out}{earlier}")

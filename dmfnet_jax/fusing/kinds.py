@@ -85,7 +85,7 @@ def why_unread(path: Any) -> str:
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
   """Lists the pictures and volumes of a folder: files by their suffix, and subfolders of a series.
 
-  What fusing writes beside STEM is left out: `pictures.BESIDE`, of volumes the coloured one and B, too.
+  What fusing writes beside STEM is left out: `pictures.BESIDE`, and of volumes two more.
 
   Args:
     folder: the folder.

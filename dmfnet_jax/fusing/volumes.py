@@ -15,6 +15,7 @@ from typing import Any
 
 from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing import stream
+from dmfnet_jax.fusing.familiar import Familiarity
 from dmfnet_jax.fusing.kinds import DICOM, NIFTI, PICTURE
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
@@ -27,7 +28,13 @@ from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.messages import say
 
 
-def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_sha256: str) -> int:
+def fuse_volumes(
+  model: Any,
+  pairs: Sequence[Pair],
+  options: FuseOptions,
+  model_sha256: str,
+  familiarity: Familiarity,
+) -> int:
   """Fuses pairs of volumes, one after the other, and writes their results.
 
   Args:
@@ -35,6 +42,7 @@ def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_
     pairs: the pairs.
     options: of the run.
     model_sha256: the model's fingerprint, for the records.
+    familiarity: with what the model was trained on.
 
   Returns:
     How many pairs failed; each was named with its reason.
@@ -42,7 +50,9 @@ def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_
   failed = 0
   for pair in pairs:
     try:
-      result = _fuse_pair(model, pair, options, model_sha256)
+      a, b = _read(pair.a, pair.kind_a), _read(pair.b, pair.kind_b)
+      familiarity.check(pair.stem, a.modality, b.modality)
+      result = _fuse_pair(model, pair, a, b, options, model_sha256)
       write_results(pair, result, options, alone=len(pairs) == 1)
     except (UserError, MemoryError) as error:
       failed += 1
@@ -50,8 +60,9 @@ def fuse_volumes(model: Any, pairs: Sequence[Pair], options: FuseOptions, model_
   return failed
 
 
-def _fuse_pair(model: Any, pair: Pair, options: FuseOptions, model_sha256: str) -> FusedVolume:
-  a, b = _read(pair.a, pair.kind_a), _read(pair.b, pair.kind_b)
+def _fuse_pair(
+  model: Any, pair: Pair, a: Volume, b: Volume, options: FuseOptions, model_sha256: str
+) -> FusedVolume:
   warnings = _check_frames(pair, a, b, options)
   b, covered = _on_one_grid(a, b, options.resample)
   if covered is not None:

@@ -16,7 +16,7 @@ from dmfnet_jax.inference.engine import Engine, example_keys
 from dmfnet_jax.inference.sources import are_volumes, coloured_source, finish, gather, to_source
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.method import Params, select
-from dmfnet_jax.weights import load_params
+from dmfnet_jax.weights import find, load_params
 
 
 class Model:
@@ -26,7 +26,10 @@ class Model:
     method: the method's record.
     params: network -> pytree of float32 arrays.
     config: the model config: its "method" and the model's sections.
+    trained_on: kinds of pairs, such as "MRI-CT"; empty where unknown.
   """
+
+  trained_on: tuple[str, ...] = ()
 
   def __init__(self, params: Params, config: dict[str, Any], **engine_options: Any):
     self.params = params
@@ -173,7 +176,8 @@ def load_model(
   enable_compilation_cache()
   use_all_cores()
   parts.allow(plugins)
-  params, config = load_params(model)
+  path = find.place(model)  # once: it may ask the Hub
+  params, config = load_params(path)
   loaded = Model(params, config, **engine_options)
   missing = [name for name in loaded.method.networks if name not in params]
   if missing:
@@ -181,5 +185,6 @@ def load_model(
       f"{model} has no {' and no '.join(missing)}: fusing needs a model of the method's last stage"
     )
   loaded._engine.check()
+  loaded.trained_on = find.trained_on(path)
   loaded.params = select(params, loaded.method.networks)
   return loaded

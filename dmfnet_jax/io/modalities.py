@@ -1,7 +1,8 @@
 """What kind of image a file holds, as far as its name or its tags say so.
 
 The names are those that people read: "CT", "PET", "SPECT", "MRI" and the contrasts of MRI, such as
-"T1w". A wrong name is worse than none: where nothing says it, or a name says two, it is "".
+"T1w"; of photographs "infrared" and "visible". A wrong name is worse than none: where nothing says
+it, or a name says two, it is "".
 """
 
 import re
@@ -28,21 +29,30 @@ _BY_WORD = {
   "adc": "ADC",
   "mra": "MRA",
 }
+# Not of volumes, where IR is a sequence of MRI.
+_PHOTOGRAPHS = {
+  **dict.fromkeys(("ir", "infrared", "thermal", "fir", "lwir", "nir"), "infrared"),
+  **dict.fromkeys(("vi", "vis", "visible"), "visible"),
+}
 # Of the tag Modality; other codes stand for themselves.
 _BY_CODE = {"PT": "PET", "MR": "MRI"}
+# What these say is that they are something else.
+_OTHER = frozenset({"OT", "SC"})
+_CONTRASTS = frozenset({"T1w", "T1ce", "T2w", "PDw", "T2*w", "FLAIR", "SWI", "DWI", "ADC", "MRA"})
 
 
-def of_name(path: Any) -> str:
+def of_name(path: Any, *, photographs: bool = False) -> str:
   """Returns what a file's name says, or else the whole name of its folder; "" for nothing.
 
   A file's name is cut at dots, underscores and blanks; BIDS' entities, such as `space-T1w`, are
   passed over. `sub-01_T1w.nii.gz` is "T1w", `pet/case 7.nii.gz` is "PET", and `pet_to_t1.nii.gz`
-  says two.
+  says two. Only where `photographs` may be meant, `ir/1.png` is "infrared".
   """
+  by_word = _BY_WORD | (_PHOTOGRAPHS if photographs else {})
   words = re.split(r"[._\s]+", path.name.lower())
-  found = {_BY_WORD[word] for word in words if word in _BY_WORD}
+  found = {by_word[word] for word in words if word in by_word}
   if not found:
-    return _BY_WORD.get(path.parent.name.lower(), "")
+    return by_word.get(path.parent.name.lower(), "")
   return found.pop() if len(found) == 1 else ""
 
 
@@ -57,3 +67,10 @@ def of_code(code: str, image_type: str = "") -> str:
   if code == "NM" and "TOMO" in image_type.upper():
     return "SPECT"
   return _BY_CODE.get(code, code)
+
+
+def family(modality: str) -> str:
+  """The modality without its contrast: "MRI" for "T1w"; "" where it is not known."""
+  if modality in _CONTRASTS:
+    return "MRI"
+  return "" if modality in _OTHER else modality

@@ -192,10 +192,11 @@ def to_host(state: TrainState) -> TrainState:
   return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], state)
 
 
-def write_model(run_folder: epath.Path) -> None:
+def write_model(run_folder: epath.Path, trained_on: Sequence[str]) -> None:
   """Writes a run's best checkpoint as `model.safetensors`, in half precision, where it can fuse.
 
-  Every process calls it, since they read together; process 0 writes.
+  The file says what kinds of pairs the model was `trained_on`, see `weights.files`. Every process
+  calls it, since they read together; process 0 writes.
 
   Raises:
     UserError: there is no checkpoint, or the file cannot be written.
@@ -207,7 +208,8 @@ def write_model(run_folder: epath.Path) -> None:
     return
   path = run_folder / workdir.MODEL_FILE
   if jax.process_index() == 0:
-    files.save_weights(path, select(params, networks), config, np.float16)
+    networks_to_fuse = select(params, networks)
+    files.save_weights(path, networks_to_fuse, config, np.float16, trained_on=trained_on)
     say(f"the model of least validation loss: {path}")
   sync_global_devices(workdir.MODEL_FILE)
 

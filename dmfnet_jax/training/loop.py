@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental.multihost_utils import sync_global_devices
 
 from dmfnet_jax.data import builders, pipeline
+from dmfnet_jax.data.datasets import DATASETS
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import batch_fields
@@ -63,7 +64,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
-    write_model(workdir)
+    write_model(workdir, DATASETS[config.dataset].kinds)
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
@@ -164,7 +165,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
   if step == config.num_train_steps:
-    write_model(workdir)
+    write_model(workdir, DATASETS[config.dataset].kinds)
   elif preempted.by_ctrl_c():
     raise KeyboardInterrupt  # what was to come after the training must not
   return to_host(state)

@@ -2,11 +2,12 @@
 
 The file holds float arrays named by their path in the parameter tree ("encoder/conv1/kernel"),
 in any float dtype; the metadata holds "format", "method" and "config" (JSON, the model's sections
-of a training config).
+of a training config), and where it is known "trained_on" (JSON, the kinds of pairs that the model
+was trained on, A first, in the words of `io.modalities`: ["MRI-CT"]).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,7 +27,12 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.
 
 
 def save_weights(
-  path: paths.PathLike, params: Mapping[str, Any], config: Mapping[str, Any], dtype: Any = None
+  path: paths.PathLike,
+  params: Mapping[str, Any],
+  config: Mapping[str, Any],
+  dtype: Any = None,
+  *,
+  trained_on: Sequence[str] = (),
 ) -> None:
   """Writes a model file, atomically.
 
@@ -35,6 +41,7 @@ def save_weights(
     params: network -> pytree of arrays.
     config: JSON-able model config, with its "method".
     dtype: dtype to store (for example `jnp.bfloat16`); None keeps the arrays' own.
+    trained_on: the kinds of pairs; empty where unknown.
 
   Raises:
     UserError: the file cannot be written.
@@ -45,6 +52,8 @@ def save_weights(
   }
   method, sections = config["method"], {k: v for k, v in config.items() if k != "method"}
   metadata = {"format": FORMAT, "method": method, "config": json.dumps(sections, sort_keys=True)}
+  if trained_on:
+    metadata["trained_on"] = json.dumps(list(trained_on))
   paths.write_bytes(path, safetensors.save(flat, metadata))
 
 
@@ -76,6 +85,13 @@ def read_weights(path: paths.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     flat[name] = values.astype(np.float32)
   config = {"method": metadata.get("method", methods.OLDEST), **json.loads(metadata["config"])}
   return traverse_util.unflatten_dict(flat, sep="/"), complete(config)
+
+
+def read_trained_on(path: paths.PathLike) -> tuple[str, ...]:
+  """The kinds of pairs that the model of a file was trained on; empty where it does not say."""
+  with paths.as_path(path).open("rb") as file:
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+  return tuple(json.loads(header["__metadata__"].get("trained_on", "[]")))
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

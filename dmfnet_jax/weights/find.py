@@ -10,7 +10,7 @@ from dmfnet_jax.weights import files
 
 _FOLDER = Path(__file__).parent
 _HUB = "hf://"
-_HUB_FILE = "model.safetensors"  # as a finished training names it
+_MODEL_FILE = "model.safetensors"  # as a finished training names it
 
 
 def released_names() -> list[str]:
@@ -48,9 +48,9 @@ def download(address: str) -> Path:
   except ImportError as error:
     raise UserError(f"{address} needs huggingface_hub: pip install 'dmfnet_jax[hub]'") from error
   try:
-    return Path(hf_hub_download(f"{owner}/{name}", file or _HUB_FILE))
+    return Path(hf_hub_download(f"{owner}/{name}", file or _MODEL_FILE))
   except Exception as error:  # whatever its client raises: the Hub's, the network's, the disk's
-    wanted = file or _HUB_FILE
+    wanted = file or _MODEL_FILE
     raise UserError(f"{address}: cannot download {wanted}: {one_line(error)}") from error
 
 
@@ -77,6 +77,22 @@ def load_params(model: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     from dmfnet_jax.weights.workdir import load_trained  # it loads Orbax
 
     return load_trained(path)
+  return files.read_weights(_file(path))
+
+
+def trained_on(model: str | os.PathLike[str]) -> tuple[str, ...]:
+  """The kinds of pairs that a model was trained on, see `files`; empty where unknown.
+
+  Args:
+    model: what `load_params` has read. Of a workdir the file that its finished training wrote.
+  """
+  path = place(model)
+  file = path / _MODEL_FILE if path.is_dir() else _file(path)
+  return files.read_trained_on(file) if file.exists() else ()
+
+
+def _file(path: Any) -> Any:
+  """The model file at a path, or the released one of that name."""
   if path.suffix == ".safetensors" or path.is_file():
-    return files.read_weights(path)
-  return files.read_weights(released_path(str(model)))
+    return path
+  return released_path(str(path))

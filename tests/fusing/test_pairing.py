@@ -128,6 +128,29 @@ def test_without_a_list_sources_are_needed(capsys):
   assert "required: A, B" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ("a", "b", "says"),
+  [
+    ("ct/1.png", "pet/1.png", "A is CT and B is PET"),
+    ("x/1_T1w.png", "x/1_FLAIR.png", "A is T1w and B is FLAIR"),
+    ("ir/1.png", "vis/1.png", "A is infrared and B is visible"),
+    ("pet/1.png", "mri/1.png", "A is PET and B is MRI"),  # the wrong way round
+    ("mri/1.png", "ct/1.png", None),
+    ("t1/1_T1w.png", "x/1_pet.png", None),
+    ("ct/1.png", "other/1.png", None),  # nothing says what B is
+  ],
+)
+def test_pairs_that_a_model_was_not_trained_on_are_told(tmp_path, model, capsys, a, b, says):
+  write(tmp_path, a, b)
+  assert fuse(tmp_path / a, tmp_path / b, tmp_path / "out") == 0
+  assert "trained" not in capsys.readouterr().err  # nobody knows on what
+  model.trained_on = ("MRI-CT", "MRI-PET")
+  assert fuse(tmp_path / a, tmp_path / b, tmp_path / "out") == 0
+  told = capsys.readouterr().err
+  assert ("fake was not trained on such pairs, but on MRI-CT, MRI-PET" in told) == bool(says)
+  assert says is None or says in told
+
+
 def test_evaluate_pairs_alike(tmp_path):
   names = ("p1_T1w.png", "p1_pet.png", "p2_T1w.png", "p2_pet.png", "p1_mask.png")
   write(tmp_path, *(f"in/{name}" for name in names), "out/p1.png", "out/p2.png")
