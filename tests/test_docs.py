@@ -12,7 +12,7 @@ from PIL import Image
 
 import dmfnet_jax
 from dmfnet_jax.cli import COMMANDS, build_parser, main
-from dmfnet_jax.cli.fuse import join_windows
+from dmfnet_jax.cli.fuse import join_values
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods import parts
 
@@ -105,7 +105,7 @@ def test_every_sub_command_that_is_named_exists(name):
   ("name", "command"), COMMANDS_SHOWN, ids=[" ".join(c)[:60] for _, c in COMMANDS_SHOWN]
 )
 def test_a_command_that_is_shown_can_be_called(name, command, work, monkeypatch):
-  args, rest = build_parser().parse_known_args(join_windows(command))
+  args, rest = build_parser().parse_known_args(join_values(command))
   assert args.takes_rest or not rest
   args.rest = rest
   {
