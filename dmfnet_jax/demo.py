@@ -7,6 +7,7 @@ import numpy as np
 from dmfnet_jax import metrics
 from dmfnet_jax.data.builders import mni_template
 from dmfnet_jax.fusing.evaluate import format_table
+from dmfnet_jax.fusing.measure import BASELINES, baselines
 from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.io.panels import panel
@@ -19,8 +20,8 @@ def demo(out: str | Path) -> None:
   """Fuses simulated pairs of the ICBM152 brain with the released model and shows the result.
 
   Writes OUT/demo.png (a row a pair: A, B, fused, and fused minus the maximum of the sources) and
-  one OUT/fused/NAME.png a pair, and prints the metrics beside those of two trivial fusions, the
-  maximum and the mean of the sources. OUT is made where needed.
+  one OUT/fused/NAME.png a pair, and prints the metrics beside those of what needs no network, see
+  `fusing.measure.BASELINES`. OUT is made where needed.
 
   Raises:
     UserError: the folder cannot be written.
@@ -37,14 +38,13 @@ def demo(out: str | Path) -> None:
     change = difference(a, b, fused)
     rows.append([a, b, fused, np.clip(128 + change, 0, 255).astype(np.uint8)])
     titles.append(pair_name.split("_")[0].upper())
-    lumas.append([color.to_grey(x).astype(np.float32) for x in (a, b, fused)])
+    lumas.append({"a": a, "b": color.to_grey(b), "fused": color.to_grey(fused)} | baselines(a, b))
 
   columns = ["A: MRI", "B", "fused", "fused - max(A, B)"]
   pictures.write_image(folder / "demo.png", panel(rows, column_titles=columns, row_titles=titles))
-  a, b, fused = np.stack(lumas, axis=1)
+  a, b, *results = (np.stack([luma[name] for luma in lumas]) for name in lumas[0])
   table = {}
-  results = {"fused": fused, "max": np.maximum(a, b), "mean": np.round((a + b) / 2)}
-  for label, result in results.items():
+  for label, result in zip(("fused", *BASELINES), results, strict=True):
     values = metrics.compute_metrics(a, b, result)
     table[label] = {metric: float(np.mean(value)) for metric, value in values.items()}
   print(format_table(table))

@@ -1,6 +1,7 @@
 """The HTML reports: complete, self-contained, in the stated order, safe with any file name."""
 
 import base64
+import csv
 import html.parser
 import io
 import json
@@ -16,10 +17,10 @@ from PIL import Image
 from dmfnet_jax import report
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing import evaluate
-from dmfnet_jax.io import panels, pictures
-from dmfnet_jax.metrics import METRIC_NAMES
-from dmfnet_jax.report import charts, page, pairs, run, scores, write_report
+from dmfnet_jax.fusing import measure
+from dmfnet_jax.io import color, panels, pictures
+from dmfnet_jax.report import charts, page, run, scores, shown, write_report
+from dmfnet_jax.report.scores import NAMES
 
 STEMS = ["<img src=x onerror=alert(1)>", "a & b", "ZÜRICH 北京", "p3", "p4"]
 SIZE = (48, 64)
@@ -85,10 +86,11 @@ def folders(tmp_path) -> list[Path]:
 def stand_in(monkeypatch):
   """All metrics are the fused picture's brightness: nothing is compiled."""
 
-  def metrics(a, b, fused):
-    return {name: np.asarray(fused, np.float32).mean((1, 2)) for name in METRIC_NAMES}
+  def metrics(a, b, fused, **options):
+    return {name: np.asarray(fused, np.float32).mean((1, 2)) for name in NAMES}
 
-  monkeypatch.setattr(evaluate, "compute_metrics", metrics)
+  monkeypatch.setattr(measure, "compute_metrics", metrics)
+  monkeypatch.setattr(measure, "compute_reader_metrics", lambda *images: {})
 
 
 def write(folders, tmp_path, **options) -> tuple[int, Parsed]:
@@ -123,13 +125,13 @@ def test_every_pair_is_there_worst_first(folders, tmp_path):
   expected = sorted(STEMS, key=LEVELS.get)
   assert parsed.names == expected  # as text: no element was made of a name
   assert [pair["name"] for pair in parsed.data["pairs"]] == expected
-  assert parsed.data["metrics"] == list(METRIC_NAMES)
+  assert parsed.data["metrics"] == list(NAMES)
   for pair in parsed.data["pairs"]:
-    assert pair["values"] == [LEVELS[pair["name"]]] * 12
+    assert pair["values"] == [LEVELS[pair["name"]]] * 15
   # Of each pair the strip and four pictures; the rest is drawn from these in the browser.
   assert len(parsed.all("img")) == 5 * len(STEMS)
   assert len(parsed.all("canvas", role="img")) == 2 * len(STEMS)
-  assert len(parsed.all("svg", **{"class": "histogram"})) == 12
+  assert len(parsed.all("svg", **{"class": "histogram"})) == 15
   assert parsed.all("h1")[0][1] == f"Fused: {folders[2]}"
 
 
@@ -161,7 +163,7 @@ def test_the_same_input_gives_the_same_bytes(folders, tmp_path):
 
 
 def test_a_page_for_many_pairs_stays_small(folders, tmp_path, monkeypatch):
-  monkeypatch.setattr(pairs, "_LOSSLESS_PIXELS", 2 * 4 * 48 * 64 - 1)
+  monkeypatch.setattr(shown, "_LOSSLESS_PIXELS", 2 * 4 * 48 * 64 - 1)
   _, parsed = write(folders, tmp_path, max_pictures=2, title="Some <title>")
   assert parsed.all("h1")[0][1] == parsed.all("title")[0][1] == "Some <title>"
   assert parsed.names == sorted(STEMS, key=LEVELS.get)
@@ -174,7 +176,7 @@ def test_a_page_for_many_pairs_stays_small(folders, tmp_path, monkeypatch):
 
 
 def test_large_pictures_are_reduced(folders, tmp_path, monkeypatch):
-  monkeypatch.setattr(pairs, "MAX_SIDE", 32)
+  monkeypatch.setattr(shown, "MAX_SIDE", 32)
   _, parsed = write(folders, tmp_path)
   assert "64 × 48 pixels, reduced to 32 here" in [text for _, text in parsed.all("p")]
   assert picture_of(parsed.all("img", alt="A of p3")[0][0]["src"]).shape == (24, 32, 3)
@@ -189,15 +191,76 @@ def test_what_cannot_be_measured_is_named(folders, tmp_path, capsys):
   assert parsed.data["failures"].keys() == {"p3", "a & b"}
   assert [text for _, text in parsed.all("b")][:2] == ["a & b", "p3"]
   assert "5 pairs" not in parsed.all("p")[0][1]
-  assert parsed.all("p")[0][1] == "3 pairs measured, 2 not."
+  assert parsed.all("p")[0][1].startswith("3 pairs measured, 2 not.")
   assert "pair p3: " in capsys.readouterr().err
+
+
+def test_the_values_stand_beside_what_needs_no_network(folders, tmp_path):
+  _, parsed = write(folders, tmp_path)
+  link = parsed.all("a", download="metrics.csv")[0][0]["href"]
+  rows = list(csv.reader(base64.b64decode(link.partition(",")[2]).decode().splitlines()))
+  assert rows[0] == ["pair", "slice", "result", *NAMES]
+  found = {(row[0], row[2]): float(row[3]) for row in rows[1:]}
+  assert len(found) == len(rows) - 1 == 4 * len(STEMS)
+  for stem in STEMS:
+    a, b = (color.to_grey(pictures.read_image(folder / f"{stem}.png")) for folder in folders[:2])
+    assert found[stem, "fused"] == LEVELS[stem]
+    assert found[stem, "max"] == pytest.approx(np.maximum(a, b).mean(), rel=1e-5)
+  means = {name: values["EN"] for name, values in parsed.data["baselines"].items()}
+  assert means["max"] == pytest.approx(np.mean([found[stem, "max"] for stem in STEMS]))
+  assert list(means) == ["max", "mean", "overlay"]
+  assert ["fused", *means] == [text for _, text in parsed.all("th", scope="row")][:4]
+
+
+def facts_of(parsed):
+  names, values = ([text for _, text in parsed.all(tag)] for tag in ("dt", "dd"))
+  return dict(zip(names, values, strict=True))
+
+
+def test_the_model_and_the_options_are_those_of_the_records(folders, tmp_path):
+  assert set(facts_of(write(folders, tmp_path)[1]).values()) == {"not recorded beside the results"}
+  written = {"model-name": "runs/mine", "model": "0123456789abcdef", "seed": 3, "samples": 8}
+  of_folder = written | {"overlay": 0.5, "window-b": [0, 7]}
+  (folders[2] / ".dmfnet_fuse.json").write_text(json.dumps(of_folder))
+  facts = facts_of(write(folders, tmp_path)[1])
+  assert facts["Model"] == "mine · SHA-256 0123456789ab"
+  assert facts["Seed"] == "3, mean of 8 noise draws"
+  assert facts["Options"] == "--overlay=0.5 '--window-b=[0, 7]'"
+  record = {"model": "small", "model_sha256": "ff", "seed": 4, "samples": None}
+  record["options"] = "--model=small --seed=4 --lut=hot --window-b=0,9"
+  for stem in STEMS:
+    (folders[2] / f"{stem}.json").write_text(json.dumps(record))
+  facts = facts_of(write(folders, tmp_path)[1])
+  assert list(facts.values()) == ["small · SHA-256 ff", "4", "--lut=hot --window-b=0,9"]
+  (folders[2] / "p3.json").write_text("{")
+  assert facts_of(write(folders, tmp_path)[1])["Seed"] == "4; 3, mean of 8 noise draws"
+
+
+def test_a_volume_has_a_line_a_slice(tmp_path):
+  """Thick slices, of which two show nothing, without a record of how they were fused."""
+  import nibabel
+
+  shape, affine = (48, 50, 5), np.diag([1, 1, 2, 1])
+  data = np.random.default_rng(0).integers(1, 255, shape).astype(np.uint8)
+  data[..., :2] = 0
+  for name, levels in (("a", data), ("b_pet", data), ("f", data // 2)):
+    nibabel.save(nibabel.Nifti1Image(levels, affine), tmp_path / f"{name}.nii")
+  code, parsed = write([tmp_path / f"{name}.nii" for name in ("a", "b_pet", "f")], tmp_path)
+  assert code == 0
+  assert sorted(parsed.names) == [f"f axial_{i:03d}" for i in (2, 3, 4)]
+  assert "f: 3 of 5 slices" in [text for _, text in parsed.all("th", scope="row")]
+  shown = picture_of(parsed.all("img", alt="A of f axial_003")[0][0]["src"])
+  assert shown.shape == (50, 48, 3)
+  notes = [text for _, text in parsed.all("p") if text.startswith("48 × 50 pixels; A ")]
+  assert len(notes) == 3
+  assert notes[0].endswith("B 0 to 254 (0 to the maximum, as PET)")
 
 
 def test_three_files_are_a_pair(folders, tmp_path):
   files = [folder / "p4.png" for folder in folders]
   code, parsed = write(files, tmp_path)
   assert (code, parsed.names) == (0, ["p4"])
-  assert parsed.data["pairs"][0]["distances"] == [None] * 12
+  assert parsed.data["pairs"][0]["distances"] == [None] * 15
 
 
 @pytest.mark.parametrize(
@@ -242,7 +305,7 @@ def values_of(**columns):
   """Values of every metric, all alike but for those given."""
   count = len(next(iter(columns.values())))
   return {
-    f"p{i}": {name: float(columns.get(name, [1.0] * count)[i]) for name in METRIC_NAMES}
+    f"p{i}": {name: float(columns.get(name, [1.0] * count)[i]) for name in NAMES}
     for i in range(count)
   }
 
@@ -270,13 +333,13 @@ def test_infinite_values_count_for_nothing():
 
 
 def test_equal_scores_are_in_the_order_of_their_stems():
-  values = {stem: dict.fromkeys(METRIC_NAMES, 0.1) for stem in "cab"}
+  values = {stem: dict.fromkeys(NAMES, 0.1) for stem in "cab"}
   assert [(score.stem, score.score) for score in scores.worst_first(values)] == [
     ("a", 0),
     ("b", 0),
     ("c", 0),
   ]
-  assert len(scores.ABOUT) == len(METRIC_NAMES)
+  assert len(scores.ABOUT) == len(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +401,8 @@ def workdir(tmp_path) -> Path:
   lines = [
     {"step": 10, "loss": 0.5, "term<b>": 0.25, "grad_norm": None, "learning_rate": 1e-4},
     {"step": 10, "validation/loss": 0.6, "validation/term<b>": 0.3},
-    {"step": 20, "loss": 0.25, "term<b>": 0.125, "grad_norm": 2.0, "steps_per_second": 4.0},
+    {"step": 20, "loss": 0.25, "term<b>": 0.125, "grad_norm": 2.0, "steps_per_second": 13.004}
+    | {"device_memory_gib": 2.5},
   ]
   text = "\n".join(map(json.dumps, lines))
   (folder / "metrics.jsonl").write_text(f'{text}\n\n[1]\nnull\n{{"loss": 1}}\n{{"step": 30, "lo')
@@ -368,14 +432,18 @@ def test_a_training_run(workdir, tmp_path):
     "validation/loss": [[10, 0.6]],
     "validation/term<b>": [[10, 0.3]],
     "grad_norm": [[20, 2.0]],
-    "steps_per_second": [[20, 4.0]],
+    "steps_per_second": [[20, 13.004]],
+    "device_memory_gib": [[20, 2.5]],
   }
   facts = [text for _, text in parsed.all("dd")]
-  assert facts[:5] == ["2", "<d>", "20 of 40", "0.2500", "0.6000 at step 10"]
+  assert facts == ["2", "<d>", "20 of 40", "0.2500", "0.6000 at step 10", "13"]
   names = [
     attributes["data-name"] for attributes, _ in parsed.all("figure") if attributes.get("data-name")
   ]
-  assert names == ["loss", "term<b>", "learning_rate", "grad_norm", "steps_per_second"]
+  rates = ["learning_rate", "grad_norm", "steps_per_second", "device_memory_gib"]
+  assert names == ["loss", "term<b>", *rates]
+  titles = [text for _, text in parsed.all("b")]
+  assert [title for title in titles if title.startswith("Loss term")] == ["Loss term: term<b>"]
   samples = parsed.all("figure", **{"class": "sample"})
   assert [attributes["data-step"] for attributes, _ in samples] == ["10", "20"]
   rows = [text for _, text in parsed.all("td")]
@@ -420,7 +488,9 @@ def test_the_pairs_in_a_browser(folders, tmp_path):
   write(folders, tmp_path)
   with open_browser() as browser:
     browser.get((tmp_path / "out" / "report.html").as_uri())
-    names = "return [...document.querySelectorAll('th[scope=row]')].map((th) => th.textContent)"
+    names = (
+      "return [...document.querySelectorAll('#pairs th[scope=row]')].map((th) => th.textContent)"
+    )
     expected = sorted(STEMS, key=LEVELS.get)
     assert browser.execute_script(names) == expected
     browser.find_element("css selector", "[data-key=name]").click()
@@ -430,7 +500,7 @@ def test_the_pairs_in_a_browser(folders, tmp_path):
     browser.find_element("css selector", "[data-key=MSE]").click()  # lower is better
     assert browser.execute_script(names) == expected[::-1]
     browser.find_element("name", "find").send_keys("zür")
-    shown = "return [...document.querySelectorAll('tbody')].filter((b) => !b.hidden).length"
+    shown = "return [...document.querySelectorAll('#pairs tbody')].filter((b) => !b.hidden).length"
     assert browser.execute_script(shown) == 1
     browser.find_element("name", "find").send_keys("\ue003" * 3)  # backspace
     assert browser.execute_script(shown) == len(STEMS)

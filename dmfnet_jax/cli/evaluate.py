@@ -8,10 +8,10 @@ from dmfnet_jax.cli.arguments import in_place_of, start_jax
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the arguments."""
   sources = (
-    parser.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures"),
-    parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT pictures"),
+    parser.add_argument("--a", metavar="DIR", required=True, help="the MRI pictures or volumes"),
+    parser.add_argument("--b", metavar="DIR", required=True, help="the CT, PET or SPECT ones"),
   )
-  parser.add_argument("--fused", metavar="DIR", required=True, help="the fused pictures")
+  parser.add_argument("--fused", metavar="DIR", required=True, help="the fused ones")
   parser.add_argument("--json", metavar="FILE", help="also write the metrics of every pair here")
   for letter in "ab":
     parser.add_argument(

@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "sources",
     metavar="SOURCE",
     nargs="+",
-    help="A B FUSED: three folders whose pictures share their stems, or three pictures; or the "
-    "workdir of a training run",
+    help="A B FUSED: three folders of pictures and volumes that share their stems, or three files; "
+    "or the workdir of a training run",
   )
   parser.add_argument("-o", "--out", metavar="REPORT.html", required=True, help="to write")
   parser.add_argument("--title", metavar="TEXT", help="the heading (by default the folder's name)")
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     type=whole(0),
     default=500,
-    help="pairs shown in pictures, worst first; the others in the table only (%(default)s)",
+    help="pairs or slices shown in pictures, worst first; the others in the table (%(default)s)",
   )
   add_plugin(parser)
 

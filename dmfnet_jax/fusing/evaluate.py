@@ -1,188 +1,79 @@
-"""Computes the fusion metrics of folders of pictures.
+"""`dmfnet evaluate`: the metrics of what was fused, as tables and as JSON."""
 
-Pictures are read in threads ahead of the arithmetic, and pictures of one size are computed in
-batches. A pair that cannot be evaluated is named with its reason and the others go on.
-"""
-
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing import pairing, stream
+from dmfnet_jax.fusing.measure import Measured, mean_of, measure
 from dmfnet_jax.fusing.pairing import Naming
-from dmfnet_jax.io import color, paths, pictures
+from dmfnet_jax.fusing.triples import find_triples
+from dmfnet_jax.io import finite_json, paths
 from dmfnet_jax.messages import first_of, say
-from dmfnet_jax.metrics import (
-  METRIC_NAMES,
-  MIN_SIDE,
-  READER_NAMES,
-  compute_metrics,
-  compute_reader_metrics,
-)
-
-_MAX_PAIRS = 64  # of a batch
-_PIXELS_PER_BATCH = _MAX_PAIRS * 256 * 256
-
-T = TypeVar("T")
-Triple = tuple[Any, Any, Any]
+from dmfnet_jax.metrics import METRIC_NAMES, READER_NAMES
 
 
 def evaluate_folders(
-  a_dir: paths.PathLike | None,
-  b_dir: paths.PathLike | None,
-  fused_dir: paths.PathLike,
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
+  fused: paths.PathLike,
   *,
   naming: Naming = Naming(),  # noqa: B008 (it is never changed)
   json_file: paths.PathLike | None = None,
   batch_size: int | None = None,
   ssim_range: float = 255,
 ) -> int:
-  """Computes the metrics of every fused picture and prints their means.
+  """Computes the metrics of everything that was fused and prints their means.
 
-  Pictures belong together by their file stem; coloured ones are turned to BT.601 grey. The table of
-  means, and one of what a reader would object to, go to stdout, all messages and the progress bar
-  to stderr. A fused picture without both sources, and two sources without a fused picture, count as
-  a pair that failed; a source that lacks the other source too was never a pair and is only named.
-  The deviations `STEM_std.tiff` that `fuse_files` writes beside its pictures are passed over.
+  What belongs together is found by `find_triples`. Coloured pictures are turned to BT.601 grey, and
+  volumes measured slice by slice, see `read_slices`. The table of means, one of what a reader would
+  object to, and of each volume the worst slice go to stdout, all messages and the progress bar to
+  stderr.
 
   Args:
-    a_dir: the folder of the first sources (MRI).
-    b_dir: the folder of the second sources.
-    fused_dir: the folder of the fused pictures, named as their pairs.
+    a: the first sources (MRI): a folder, or for a single pair a file or series.
+    b: the second sources.
+    fused: what they were fused to, named as their pairs.
     naming: how the sources are named; with a list the two folders may be None.
-    json_file: where to write {"pairs": {stem: {metric: value}}, "mean": {metric: value}} as well,
-      if anywhere; an infinite value is null there. Its folder is made where it is missing.
-    batch_size: how many pairs of one size are computed at a time; by default four million pixels'
-      worth, at most 64.
+    json_file: where to write {"pairs": {name: {metric: value}}, "mean": {metric: value}} as well,
+      if anywhere, and of volumes "slices": {name: {slice: {metric: value}}}; an infinite value is
+      null there. Its folder is made where it is missing.
+    batch_size: see `measure`.
     ssim_range: see `dmfnet_jax.metrics.compute_metrics`.
 
   Returns:
     0, or 1 where some pairs failed.
 
   Raises:
-    UserError: nothing can be done: a folder is missing, no stem is in all three, no pair of them
-      can be evaluated, or the JSON file cannot be written.
+    UserError: nothing can be done: a folder is missing, no name is in all three, no pair of them
+      can be measured, or the JSON file cannot be written.
   """
-  triples, unmatched = match_folders(a_dir, b_dir, fused_dir, naming=naming)
+  triples, unmatched = find_triples(a, b, fused, naming=naming)
   if json_file is not None:
     paths.make_folder(paths.as_path(json_file).parent)
-  pairs, failures = measure(triples, batch_size=batch_size, ssim_range=ssim_range)
-  means = {
-    # fsum and not NumPy's mean: the same for any order of the pairs.
-    name: math.fsum(values[name] for values in pairs.values()) / len(pairs)
-    for name in (*METRIC_NAMES, *READER_NAMES)
-  }
-  _warn_of_infinite(pairs)
-  print(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}")
-  print(format_table({"mean": means}))
-  print(format_table({"mean": means}, READER_NAMES))
+  measured = measure(triples, batch_size=batch_size, ssim_range=ssim_range)
+  mean = mean_of(measured.pairs.values())
+  _warn_of_infinite(measured.pairs)
+  print(f"{len(measured.pairs)} {'pair' if len(measured.pairs) == 1 else 'pairs'}")
+  print(format_table({"mean": mean}))
+  print(format_table({"mean": mean}, READER_NAMES))
+  for line in describe_slices(measured):
+    print(line)
   if json_file is not None:
-    document = {"pairs": {k: _finite(v) for k, v in pairs.items()}, "mean": _finite(means)}
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    paths.write_bytes(json_file, text.encode())
-  return 1 if unmatched or failures else 0
+    document = {"pairs": measured.pairs, "mean": mean}
+    document |= {"slices": measured.slices} if measured.slices else {}
+    paths.write_bytes(json_file, (finite_json.dumps(document, indent=1) + "\n").encode())
+  return 1 if unmatched or measured.failures else 0
 
 
-def match_folders(
-  a_dir: paths.PathLike | None,
-  b_dir: paths.PathLike | None,
-  fused_dir: paths.PathLike,
-  *,
-  naming: Naming = Naming(),  # noqa: B008 (it is never changed)
-) -> tuple[dict[str, Triple], dict[str, str]]:
-  """Finds the pictures that belong together by their file stem, as `evaluate_folders` says.
-
-  Returns:
-    Stem -> the paths of A, B and the fused picture, in the order of the stems; and stem -> what is
-    lacking, for the pairs that failed. These, and sources alone, are also named on stderr.
-
-  Raises:
-    UserError: a folder is missing, or no stem is in all three.
-  """
-  place_a, place_b = (naming.pairs if folder is None else folder for folder in (a_dir, b_dir))
-  folders = {"A": place_a, "B": place_b, "fused": fused_dir}
-  found = _list_sources(a_dir, b_dir, naming) | {"fused": pictures.list_images(fused_dir)}
-
-  triples: dict[str, Triple] = {}
-  failures: dict[str, str] = {}
-  for stem in sorted(set().union(*found.values())):
-    lacking = [role for role in folders if stem not in found[role]]
-    if not lacking:
-      triples[stem] = (found["A"][stem], found["B"][stem], found["fused"][stem])
-    elif len(lacking) == 2 and "fused" in lacking:
-      source = found["A"].get(stem) or found["B"][stem]
-      say(f"warning: no partner for {source}")
-    else:
-      failures[stem] = f"not in {' nor in '.join(str(folders[role]) for role in lacking)}"
-      say(f"error: pair {stem}: {failures[stem]}")
-  if not triples:
-    raise UserError(f"no file stem is in all three of {place_a}, {place_b} and {fused_dir}")
-  return triples, failures
-
-
-def _list_sources(
-  a_dir: paths.PathLike | None, b_dir: paths.PathLike | None, naming: Naming
-) -> dict[str, dict[str, Any]]:
-  """The pictures of A and of B by the names of their pairs."""
-  folders = [paths.as_path(folder) for folder in (a_dir, b_dir) if folder is not None]
-  if naming.pairs is not None:
-    pairs = pairing.read_list(naming, folders).pairs.items()
-    return {role: {name: pair[i][1] for name, pair in pairs} for i, role in enumerate("AB")}
-  if len(folders) < 2:
-    raise UserError("give the folders of A and of B, or a list by --pairs")
-  in_a, in_b = map(pictures.list_images, folders)
-  is_one = pairing.same(*folders)
-  if is_one:
-    naming = pairing.tell_apart(folders[0], in_a, naming)
-  others = (naming.suffix_b, naming.suffix_a) if is_one else ("", "")
-  of_a = pairing.by_key(in_a, naming.suffix_a, others[0])
-  of_b = pairing.by_key(in_b, naming.suffix_b, others[1])
-  return {
-    "A": {name: in_a[stem] for name, stem in of_a.items()},
-    "B": {name: in_b[stem] for name, stem in of_b.items()},
-  }
-
-
-def measure(
-  triples: Mapping[str, Triple], *, batch_size: int | None = None, ssim_range: float = 255
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-  """Computes the metrics of pairs, in batches.
-
-  Args:
-    triples: stem -> the paths of A, B and the fused picture.
-    batch_size: see `evaluate_folders`.
-    ssim_range: see `dmfnet_jax.metrics.compute_metrics`.
-
-  Returns:
-    Stem -> metric -> value, in the order of `triples`; and stem -> reason, for the pairs that
-    could not be evaluated. These are also named on stderr.
-
-  Raises:
-    UserError: none of the pairs can be evaluated.
-  """
-
-  def limit(shape: tuple[int, ...]) -> int:
-    """How many pairs make a batch."""
-    return batch_size or max(1, min(_MAX_PAIRS, _PIXELS_PER_BATCH // math.prod(shape[1:])))
-
-  values: dict[str, dict[str, float]] = {}
-  with stream.Progress(len(triples), in_log=False) as progress, stream.threads() as pool:
-    batches = stream.read_in_batches(
-      pool, triples, _load, key=lambda grey: grey.shape, limit=limit, failed=progress.fail
+def describe_slices(measured: Measured) -> list[str]:
+  """Says of each volume how many slices its mean is of, and which is the worst."""
+  lines = []
+  for name, slices in measured.slices.items():
+    worst = measured.worst_slice(name)
+    lines.append(
+      f"{name}: mean of {len(slices)} of {measured.totals[name]} slices (the others show little); "
+      f"worst {worst}, lost_brightness {slices[worst]['lost_brightness']:.4f}"
     )
-    for stems, computed in _one_behind(_compute(batches, ssim_range)):
-      columns = {name: np.asarray(column) for name, column in computed.items()}
-      for i, stem in enumerate(stems):
-        # The float64 with the fewest digits that is the float32 computed.
-        values[stem] = {name: float(str(column[i])) for name, column in columns.items()}
-      progress.done(len(stems))
-  if not values:
-    raise UserError(f"none of the {len(triples)} pairs can be evaluated, see above")
-  return {stem: values[stem] for stem in triples if stem in values}, progress.failures
+  return lines
 
 
 def format_table(
@@ -205,48 +96,8 @@ def format_table(
   )
 
 
-def _compute(
-  batches: Iterable[Mapping[str, np.ndarray]], ssim_range: float
-) -> Iterator[tuple[list[str], dict[str, Any]]]:
-  """Starts to compute the metrics of each batch, of one size; does not wait for the values."""
-  compiled: dict[tuple[int, ...], int] = {}  # the batch size that was computed last
-  for batch in batches:
-    stems, triples = list(batch), list(batch.values())
-    size = triples[0].shape
-    # Compiling takes seconds for each batch size: a remainder is cheaper filled up with repeats.
-    count = compiled[size] = max(len(triples), compiled.get(size, 0))
-    a, b, fused = np.stack([*triples, *[triples[-1]] * (count - len(triples))], axis=1)
-    values = compute_metrics(a, b, fused, ssim_range=ssim_range)
-    yield stems, values | compute_reader_metrics(a, b, fused)
-
-
-def _one_behind(values: Iterable[T]) -> Iterator[T]:
-  """Yields each value when the next one has been started."""
-  waiting: list[T] = []
-  for value in values:
-    yield from waiting
-    waiting = [value]
-  yield from waiting
-
-
-def _load(triple: Triple) -> np.ndarray:
-  """Reads the pictures A, B and fused as grey: uint8 [3, H, W]."""
-  grey = [color.to_grey(pictures.read_image(path)) for path in triple]
-  sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in grey]
-  if len(set(sizes)) > 1:
-    raise UserError("A is {}, B {} and the fused picture {} pixels (width x height)".format(*sizes))
-  if min(grey[0].shape) < MIN_SIDE:
-    raise UserError(f"{sizes[0]} pixels: VIFF's four scales need {MIN_SIDE} x {MIN_SIDE}")
-  return np.stack(grey)
-
-
 def _warn_of_infinite(pairs: Mapping[str, Mapping[str, float]]) -> None:
   for name in METRIC_NAMES:
     stems = [stem for stem, values in pairs.items() if not math.isfinite(values[name])]
     if stems:
       say(f"warning: {name} is infinite, and so is its mean, because of {first_of(stems)}")
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-  """What is not finite becomes null in JSON."""
-  return {name: value if math.isfinite(value) else None for name, value in values.items()}

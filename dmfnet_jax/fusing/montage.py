@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dmfnet_jax.io import color, grids, panels, paths
+from dmfnet_jax.fusing.record import model_name
+from dmfnet_jax.io import color, grids, panels
 
 if TYPE_CHECKING:
   from dmfnet_jax.fusing.volume_results import FusedVolume
 
 _ROWS = 6
 _CELL = 256  # pixels: slices whose longer side has half of them or less are enlarged
-_DARK = 0.1  # a slice with less of the brightest one's light shows little
+_DARK = 0.1
 
 
 def draw_montage(result: FusedVolume) -> np.ndarray:
@@ -27,8 +28,8 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
   Returns:
     uint8 [height, width, 3].
   """
-  columns = {_title("A", result.modality_a): result.grey_a}
-  columns[_title("B", result.modality_b)] = result.shown_b
+  columns = {_title("A", result.a.modality): result.grey_a}
+  columns[_title("B", result.b.modality)] = result.shown_b
   columns |= {} if result.overlay is None else {"overlay": result.overlay}
   columns["fused"] = result.shown
   grey = np.arange(256, dtype=np.uint8)
@@ -47,9 +48,12 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
     bars.append((bar, f"0 to {top:g} of 255 grey levels"))
   affine, plane = result.a.affine, result.plane
   stacks = [grids.to_pictures(data, affine, plane) for data in columns.values()]
-  chosen = _choose_slices(stacks[0], stacks[1])
+  filled = choose_filled(stacks[0], stacks[1])
+  # From the middle of equal parts: the outermost slices show little.
+  count = min(_ROWS, filled.size)
+  chosen = filled[((np.arange(count) + 0.5) * filled.size / count).astype(int)]
   height, width = stacks[0].shape[1:3]
-  size, times = _cell_size(grids.pixel_size(result.a, plane), height, width)
+  size, times = _cell_size(grids.square_size(grids.pixel_size(result.a, plane), height, width))
   letters = grids.edge_letters(result.a, plane) if result.a.placed else ("",) * 4
   rows = [[_cell(stack[i], size, letters) for stack in stacks] for i in chosen]
   drawn = f"{len(chosen)} of {len(stacks[0])} {plane} slices"
@@ -70,28 +74,21 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
   )
 
 
-def model_name(model: str) -> str:
-  """What a model is called: of a file or workdir its name alone, without the folders above it."""
-  return model if "://" in model else paths.as_path(model).resolve().name
-
-
 def _title(letter: str, modality: str) -> str:
   return f"{letter}: {modality}" if modality else letter
 
 
-def _choose_slices(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Numbers of a few slices of A and B, [N, H, W] or [N, H, W, 3], that show something."""
+def choose_filled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Returns the numbers of the slices of A and B, [N, H, W] or [N, H, W, 3], that show something.
+
+  That is at least a tenth of the light of the brightest slice.
+  """
   light = np.array([x.mean() + color.to_grey(y).mean() for x, y in zip(a, b, strict=True)])
-  filled = np.flatnonzero(light >= _DARK * light.max())
-  # From the middle of equal parts: the outermost slices show little.
-  count = min(_ROWS, filled.size)
-  return filled[((np.arange(count) + 0.5) * filled.size / count).astype(int)]
+  return np.flatnonzero(light >= _DARK * light.max())
 
 
-def _cell_size(pixel: tuple[float, float], height: int, width: int) -> tuple[tuple[int, int], int]:
-  """(width, height) with square pixels, and how often the finer direction's are repeated."""
-  finer = min(pixel)
-  square = width * pixel[1] / finer, height * pixel[0] / finer
+def _cell_size(square: tuple[float, float]) -> tuple[tuple[int, int], int]:
+  """(width, height) of a slice on the sheet, and how often its pixels are repeated."""
   times = max(1, int(_CELL / max(square)))
   return (max(1, round(times * square[0])), max(1, round(times * square[1]))), times
 

@@ -8,7 +8,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 import dmfnet_jax
+from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FIELDS, PAIRS, RESULT, VOLUMES, FuseOptions, flag
 from dmfnet_jax.io import paths
 from dmfnet_jax.io.windows import UsedWindow, number
@@ -23,9 +27,15 @@ def describe_windows(windows: Windows, *, with_above: bool = False) -> str:
   told = []
   for letter, window in windows.items():
     if window is not None:
-      above = f", {window.above:,} voxels above" if with_above and window.above else ""
+      voxels = "voxel" if window.above == 1 else "voxels"
+      above = f", {window.above:,} {voxels} above" if with_above and window.above else ""
       told.append(f"{letter.upper()} {window}{above}")
   return ", ".join(told)
+
+
+def model_name(model: str) -> str:
+  """What a model is called: of a file or workdir its name alone, without the folders above it."""
+  return model if "://" in model else paths.as_path(model).resolve().name
 
 
 def make_record(
@@ -61,7 +71,7 @@ def make_record(
     record[f"unit_{letter}"] = None if window is None else window.unit or None
     record[f"above_{letter}"] = None if window is None else window.above
   record["lut"] = lut
-  record["lut_sha256"] = None if lut is None else table_sha256(options)
+  record["lut_sha256"] = None if lut is None else colours_sha256(options.table)
   if plane is not None:
     record |= {"axis": plane, "shape": list(shape), "resample": options.resample}
   if warnings:
@@ -83,9 +93,9 @@ def _versions() -> dict[str, str]:
   return ours | {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
-def table_sha256(options: FuseOptions) -> str:
-  """SHA-256 over the colour map's bytes."""
-  return hashlib.sha256(options.table.tobytes()).hexdigest()
+def colours_sha256(table: np.ndarray) -> str:
+  """SHA-256 over a colour map's bytes."""
+  return hashlib.sha256(table.tobytes()).hexdigest()
 
 
 def write_record(path: Any, record: Mapping[str, Any]) -> None:
@@ -96,3 +106,20 @@ def write_record(path: Any, record: Mapping[str, Any]) -> None:
   """
   text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
   paths.write_bytes(path, text.encode())
+
+
+def read_record(pair: Pair) -> Mapping[str, Any]:
+  """What `make_record` gave for a result; empty where nothing stands beside it.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  if not pair.out_record.exists():
+    return {}
+  try:
+    found = json.loads(paths.read_bytes(pair.out_record))
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise UserError(f"{pair.out_record}: is damaged: fuse again, or delete it")
+  return found

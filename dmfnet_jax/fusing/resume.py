@@ -14,7 +14,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.kinds import DICOM
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FIELDS, FILES, RESULT, FuseOptions, flag
-from dmfnet_jax.fusing.record import table_sha256
+from dmfnet_jax.fusing.record import colours_sha256, model_name
 from dmfnet_jax.io import paths
 from dmfnet_jax.messages import say
 
@@ -101,12 +101,24 @@ def compare_or_leave_record(folder: Any, options: FuseOptions, model_sha256: str
         "without --resume to replace them"
       )
   if not there:
-    paths.write_bytes(path, (json.dumps(wanted) + "\n").encode())
+    # The name is for people and not compared: the same model may have several.
+    named = wanted | {"model-name": model_name(options.model)}
+    paths.write_bytes(path, (json.dumps(named) + "\n").encode())
   elif options.resume:
     say(f"warning: {folder}: how the results there were made is not known: they are kept")
   else:
     paths.delete(path)
   return there
+
+
+def read_folder_record(folder: Any) -> dict[str, Any]:
+  """What a folder's hidden record says of how its results are made; empty where it says nothing."""
+  path = folder / _RECORD
+  try:
+    found = json.loads(paths.read_bytes(path)) if path.exists() else {}
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _differences(path: Any, wanted: dict[str, Any]) -> list[str] | None:
@@ -129,5 +141,5 @@ def _what_results_depend_on(options: FuseOptions, model_sha256: str) -> dict[str
   }
   named |= {f"window-{letter}": window for letter, window in options.windows.items()}
   named["model"] = model_sha256
-  named["lut"] = None if options.volume_lut is None else table_sha256(options)
+  named["lut"] = None if options.volume_lut is None else colours_sha256(options.table)
   return json.loads(json.dumps(named, default=str))

@@ -28,8 +28,6 @@ class FusedVolume:
     rgb: uint8 [I, J, K, 3], the luma with B's colour; None where B is not coloured.
     std: float32, the luma's deviation over the noise draws, in grey levels; None without samples.
     plane: whose slices were fused.
-    modality_a: see `io.modalities`; "" where unknown.
-    modality_b: of B.
     windows: that A and B are shown through.
     table: the colours of a B that has none of its own, uint8 [256, 3]; None where it stays grey.
     record: what the result depends on.
@@ -44,8 +42,6 @@ class FusedVolume:
   rgb: np.ndarray | None
   std: np.ndarray | None
   plane: str
-  modality_a: str
-  modality_b: str
   windows: Windows
   table: np.ndarray | None
   record: dict[str, Any]

@@ -10,7 +10,7 @@ The result's values are grey levels 0..255, not the units of A and B. It has A's
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dmfnet_jax.errors import UserError, why_failed
@@ -50,7 +50,7 @@ def fuse_volumes(
   failed = 0
   for pair in pairs:
     try:
-      a, b = _read(pair.a, pair.kind_a), _read(pair.b, pair.kind_b)
+      a, b = read_volume(pair.a, pair.kind_a), read_volume(pair.b, pair.kind_b)
       familiarity.check(pair.stem, a.modality, b.modality)
       result = _fuse_pair(model, pair, a, b, options, model_sha256)
       write_results(pair, result, options, alone=len(pairs) == 1)
@@ -122,15 +122,14 @@ def _fuse_pair(
     rgb=rgb,
     std=std,
     plane=plane,
-    modality_a=a.modality,
-    modality_b=b.modality,
     windows=windows,
     table=None if lut is None else options.table,
     record=record,
   )
 
 
-def _read(path: Any, kind: str) -> Volume:
+def read_volume(path: Any, kind: str, tell: Callable[[str], None] = say) -> Volume:
+  """Reads a volume of a kind of `kinds`; `tell` takes what is to be known of it, a line each."""
   if kind == DICOM:
     from dmfnet_jax.io.dicom import read_dicom  # it loads pydicom
 
@@ -140,9 +139,9 @@ def _read(path: Any, kind: str) -> Volume:
       other_volumes.read_other(path) if other_volumes.is_other(path) else nifti.read_nifti(path)
     )
   if volume.unit_from:
-    say(f"{path}: {volume.unit_from}")
+    tell(f"{path}: {volume.unit_from}")
   for note in volume.notes:
-    say(f"warning: {path}: {note}")
+    tell(f"warning: {path}: {note}")
   return volume
 
 

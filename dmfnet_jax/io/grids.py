@@ -244,6 +244,18 @@ def pixel_size(volume: Volume, plane: str) -> tuple[float, float]:
   return float(height), float(width)
 
 
+def square_size(pixel: tuple[float, float], height: int, width: int) -> tuple[float, float]:
+  """(width, height) of a picture with square pixels, in which the finer direction keeps its own.
+
+  Args:
+    pixel: (height, width), of which only the ratio matters.
+    height: of the picture, in its own pixels.
+    width: of the picture.
+  """
+  finer = min(pixel)
+  return width * pixel[1] / finer, height * pixel[0] / finer
+
+
 def edge_letters(volume: Volume, plane: str) -> tuple[str, str, str, str]:
   """Where the left, right, upper and lower edges of `to_pictures` lie in the patient.
 

@@ -140,6 +140,7 @@ def choose_window(
   try:
     if isinstance(asked, Rule):
       found, origin = _apply(asked, data, unit), asked.name
+      unit = unit or asked.unit  # the user says so
     elif isinstance(asked, tuple):
       found, origin = asked, "given"
     elif asked is None and of_file is not None:

@@ -19,12 +19,12 @@ def write_report(
   """Writes the report of fused pictures or of a training run: one file that needs nothing else.
 
   Args:
-    sources: either A, B and FUSED (three folders whose pictures share their stems, or three files),
-      or the workdir of a training run.
+    sources: either A, B and FUSED (three folders of pictures and volumes, or three files), see
+      `fusing.triples.find_triples`, or the workdir of a training run.
     out: the HTML file; its folder is made where missing, an older file replaced.
     title: the page's heading; by default made from the sources' names.
-    max_pictures: how many pairs, worst first, are shown in pictures; the others have their line in
-      the table of metrics only.
+    max_pictures: how many pairs or slices, worst first, are shown in pictures; the others have
+      their line in the table of metrics only.
 
   Returns:
     0, or 1 where some pairs could not be measured: they are named on the page and on stderr.
@@ -45,18 +45,15 @@ def write_report(
 
     page = run.run_page(sources[0], title=title)
   else:
-    from dmfnet_jax.fusing.evaluate import match_folders, measure
+    from dmfnet_jax.fusing.measure import measure
+    from dmfnet_jax.fusing.triples import find_triples
     from dmfnet_jax.report import pairs
 
-    files = tuple(map(paths.as_path, sources))
-    if all(path.is_file() for path in files):
-      triples = {paths.file_stem(files[2]): files}
-    else:
-      triples, failures = match_folders(*sources)
-    values, failed = measure(triples)
-    failures |= failed
+    found, failures = find_triples(*sources)
+    measured = measure(found, with_baselines=True)
+    failures |= measured.failures
     title = title or f"Fused: {sources[2]}"
-    page = pairs.pairs_page(triples, values, failures, title=title, max_pictures=max_pictures)
+    page = pairs.pairs_page(found, measured, failures, title=title, max_pictures=max_pictures)
   paths.make_folder(target.parent)
   paths.write_bytes(target, page.encode())
   return 1 if failures else 0

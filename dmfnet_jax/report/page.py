@@ -9,7 +9,6 @@ import base64
 import html
 import importlib.resources
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 import dmfnet_jax
+from dmfnet_jax.io import finite_json
 
 _POLICY = (
   "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -35,8 +35,7 @@ def document(title: str, body: Iterable[str], *, data: Any, scripts: Sequence[st
     scripts: names of files in `assets/`.
   """
   # "<" could end the script element or begin a comment.
-  encoded = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-  encoded = encoded.replace("<", "\\u003c")
+  encoded = finite_json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
   return "".join(
     [
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
@@ -73,20 +72,16 @@ def number(value: float | None, digits: int = 4) -> str:
   return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def finite(node: Any) -> Any:
-  """Replaces what JSON cannot hold (NaN and infinities) by None, in dicts, lists and tuples."""
-  if isinstance(node, dict):
-    return {key: finite(value) for key, value in node.items()}
-  if isinstance(node, (list, tuple)):
-    return [finite(value) for value in node]
-  return None if isinstance(node, float) and not math.isfinite(node) else node
-
-
 def data_uri(image: np.ndarray, kind: str, **options: Any) -> str:
   """A picture, uint8 [H, W] or [H, W, 3], as a data URI; options are Pillow's for this kind."""
   encoded = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(image)).save(encoded, kind, **options)
-  return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+  return data_of(encoded.getvalue(), f"image/{kind}")
+
+
+def data_of(content: bytes, kind: str) -> str:
+  """A file's content as a data URI; the kind is its MIME type."""
+  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def webp(image: np.ndarray, *, lossless: bool = False, quality: int = 85) -> str:

@@ -1,76 +1,69 @@
-"""The report of fused pictures: what was measured, and every pair to look at, worst first."""
+"""The report of fused pictures and volumes: what was measured, and all to look at, worst first."""
 
-import concurrent.futures
+import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-import numpy as np
+from dmfnet_jax.fusing.match import Pair
+from dmfnet_jax.fusing.measure import Measured, mean_of
+from dmfnet_jax.report import charts, made, scores
+from dmfnet_jax.report.page import data_of, document, number, text
+from dmfnet_jax.report.shown import VIEWS, Shown, read_shown
 
-from dmfnet_jax.fusing import evaluate
-from dmfnet_jax.io import color, panels, paths, pictures
-from dmfnet_jax.metrics import METRIC_NAMES
-from dmfnet_jax.report import charts, scores
-from dmfnet_jax.report.page import document, number, shrink, text, webp
-
-MAX_SIDE = 512
-"""Pictures with a longer side are reduced to it."""
-
-_LOSSLESS_PIXELS = 24_000_000  # of all pictures together: about 20 MB; from there on lossy
-_STRIP_SIDE = 56
-_OVERLAY = 0.5  # the opacity of B over A, where no overlay was written beside the fused picture
-_VIEWS = {"a": "A", "b": "B", "overlay": "overlay", "fused": "fused"}  # those that are stored
-_ALL_VIEWS = {**_VIEWS, "checker": "checkerboard", "difference": "difference"}
-
-
-class _Pictures(NamedTuple):
-  """What a page shows of one pair."""
-
-  strip: str  # a thumbnail of A, B and fused side by side
-  views: dict[str, str]  # data URIs of `_VIEWS`
-  note: str  # their size, and what was changed
-  lossless: bool
+_ALL_VIEWS = {**VIEWS, "checker": "checkerboard", "difference": "difference"}
 
 
 def pairs_page(
-  triples: Mapping[str, evaluate.Triple],
-  values: scores.Values,
+  pairs: Mapping[str, Pair],
+  measured: Measured,
   failures: Mapping[str, str],
   *,
   title: str,
   max_pictures: int,
 ) -> str:
-  """Returns the report of measured pairs as one HTML page; see `evaluate.measure`.
+  """Returns the report of measured pairs as one HTML page; of volumes each slice has its line.
 
   The title is plain text; for `max_pictures` see `write_report`.
   """
+  places = {name: (name, "") for name in measured.pairs if name not in measured.slices}
+  places |= {
+    f"{name} {one}": (name, one) for name, slices in measured.slices.items() for one in slices
+  }
+  values = {
+    label: measured.slices[name][one] if one else measured.pairs[name]
+    for label, (name, one) in places.items()
+  }
   ordered = scores.worst_first(values)
   known = scores.spreads(values)
-  shown = [triples[score.stem] for score in ordered[:max_pictures]]
-  with concurrent.futures.ThreadPoolExecutor(thread_name_prefix="pictures") as pool:
-    pictures = list(pool.map(lambda triple: _pictures(triple, len(shown)), shown))
+  shown = [places[score.stem] for score in ordered[:max_pictures]]
   data = {
     "order": "score: mean distance over all metrics but MSE, worst first",
-    "metrics": METRIC_NAMES,
+    "metrics": scores.NAMES,
     "lower_is_better": sorted(scores.LOWER_IS_BETTER),
     "spreads": {name: spread._asdict() for name, spread in known.items()},
+    "baselines": {label: mean_of(rows.values()) for label, rows in measured.baselines.items()},
     "pairs": [
       {
         "name": score.stem,
         "score": score.score,
-        "values": [values[score.stem][name] for name in METRIC_NAMES],
-        "distances": [score.distances[name] for name in METRIC_NAMES],
+        "values": [values[score.stem][name] for name in scores.NAMES],
+        "distances": [score.distances[name] for name in scores.NAMES],
       }
       for score in ordered
     ],
     "failures": dict(failures),
   }
   body = [
-    f"<header><h1>{text(title)}</h1>\n<p>{_pairs(len(values))} measured"
-    f"{f', {len(failures)} not' if failures else ''}.</p></header>\n<main>\n",
+    f"<header><h1>{text(title)}</h1>\n<p>{_pairs(len(measured.pairs))} measured"
+    f"{f', {len(failures)} not' if failures else ''}. {_csv_link(measured)}</p>\n",
+    *made.facts(pairs),
+    "</header>\n<main>\n",
     *_failures(failures),
+    *_baselines(measured),
+    *_volumes(measured),
     *_metrics(values, known),
-    *_table(ordered, values, pictures),
+    *_table(ordered, values, read_shown(pairs, shown)),
     "</main>\n",
     '<dialog id="viewer" aria-label="One view, enlarged"><p><b></b> <span></span></p>'
     "<canvas></canvas><p><kbd>←</kbd> <kbd>→</kbd> other view · <kbd>↑</kbd> <kbd>↓</kbd> other "
@@ -79,34 +72,67 @@ def pairs_page(
   return document(title, body, data=data, scripts=["pairs.js"])
 
 
-def _pictures(triple: evaluate.Triple, count: int) -> _Pictures:
-  """Reads and encodes one of `count` pairs."""
-  images = [pictures.read_image(path) for path in triple]
-  height, width = images[0].shape[:2]
-  small = [shrink(picture, MAX_SIDE) for picture in images]
-  laid = _overlay(triple, images)
-  stored = dict(zip(("a", "b", "fused"), small, strict=True)) | {"overlay": shrink(laid, MAX_SIDE)}
-  lossless = (
-    count * sum(math.prod(picture.shape[:2]) for picture in stored.values()) <= _LOSSLESS_PIXELS
-  )
-  coloured = [picture if picture.ndim == 3 else np.dstack([picture] * 3) for picture in small]
-  strip = np.concatenate([shrink(picture, _STRIP_SIDE) for picture in coloured], axis=1)
-  views = {view: webp(stored[view], lossless=lossless) for view in _VIEWS}
-  note = f"{width} × {height} pixels"
-  if max(width, height) > MAX_SIDE:
-    note += f", reduced to {MAX_SIDE} here"
-  if not lossless:
-    note += ", compressed with loss"
-  return _Pictures(webp(strip, quality=70), views, note, lossless)
+def _csv_link(measured: Measured) -> str:
+  """All that was measured as a file to keep, inside the page."""
+  rows: list[list[object]] = [["pair", "slice", "result", *scores.NAMES]]
+  for result, of_result in {"fused": measured.pairs, **measured.baselines}.items():
+    for name, values in of_result.items():
+      mean_only = "mean" if name in measured.slices else ""
+      rows.append([name, mean_only, result, *(values[metric] for metric in scores.NAMES)])
+  for name, slices in measured.slices.items():
+    for one, values in slices.items():
+      rows.append([name, one, "fused", *(values[metric] for metric in scores.NAMES)])
+  written = io.StringIO()
+  csv.writer(written, lineterminator="\n").writerows(rows)
+  link = data_of(written.getvalue().encode(), "text/csv")
+  return f'<a href="{link}" download="metrics.csv">All values as CSV</a>'
 
 
-def _overlay(triple: evaluate.Triple, images: Sequence[np.ndarray]) -> np.ndarray:
-  """B over A: what `dmfnet fuse --overlay` has written beside the fused picture, or made here."""
-  fused = triple[2]
-  written = fused.with_name(f"{paths.file_stem(fused)}_overlay.png")
-  if written.exists():
-    return pictures.read_image(written)
-  return panels.overlay(images[0], color.drop_neutral(images[1]), _OVERLAY)
+def _baselines(measured: Measured) -> Iterator[str]:
+  """The means beside those of what needs no network."""
+  if not measured.baselines:
+    return
+  yield "<section><h2>Beside what needs no network</h2>\n<p>Means over the pairs. The maximum and "
+  yield "the mean are of both sources' lumas; the overlay is B laid over A at half its opacity, "
+  yield "and its luma is measured.</p>\n"
+  rows = {"fused": measured.pairs, **measured.baselines}
+  yield from _means({label: mean_of(values.values()) for label, values in rows.items()})
+  yield "</section>\n"
+
+
+def _volumes(measured: Measured) -> Iterator[str]:
+  """The means of each volume, and its worst slice."""
+  if not measured.slices:
+    return
+  yield "<section><h2>Volumes</h2>\n<p>Means over the slices that show something, at least a tenth "
+  yield "of the light of the brightest one. The worst slice is that which lost brightness in most "
+  yield "of its pixels.</p>\n"
+  labels = {}
+  for name, slices in measured.slices.items():
+    worst = measured.worst_slice(name)
+    label = f"{name}: {len(slices)} of {measured.totals[name]} slices"
+    labels[label] = measured.pairs[name]
+    labels[f"worst slice: {worst}"] = slices[worst]
+  yield from _means(labels)
+  yield "</section>\n"
+
+
+def _means(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+  """A plain table of values: a row a label, a column a metric."""
+  yield '<div class="wide"><table class="means">\n<thead><tr><th></th>'
+  for name in scores.NAMES:
+    yield f'<th scope="col" title="{text(scores.ABOUT[name])}">{_heading(name)}</th>'
+  yield "</tr></thead>\n<tbody>\n"
+  for label, values in rows.items():
+    yield f'<tr><th scope="row">{text(label)}</th>'
+    yield "".join(f"<td>{_value(values[name])}</td>" for name in scores.NAMES)
+    yield "</tr>\n"
+  yield "</tbody></table></div>\n"
+
+
+def _heading(name: str) -> str:
+  """A metric's name; its words may stand on two lines."""
+  return name.replace("_", "_<wbr>")
 
 
 def _failures(failures: Mapping[str, str]) -> Iterator[str]:
@@ -121,7 +147,7 @@ def _failures(failures: Mapping[str, str]) -> Iterator[str]:
 def _metrics(values: scores.Values, known: Mapping[str, scores.Spread]) -> Iterator[str]:
   """The means, their spread and a histogram of every metric."""
   yield '<section><h2>Metrics</h2>\n<div class="metrics">\n'
-  for name in METRIC_NAMES:
+  for name in scores.NAMES:
     spread, about = known[name], scores.ABOUT[name]
     column = [pair[name] for pair in values.values()]
     infinite = sum(not math.isfinite(value) for value in column)
@@ -141,7 +167,7 @@ def _metrics(values: scores.Values, known: Mapping[str, scores.Spread]) -> Itera
 
 
 def _table(
-  ordered: Sequence[scores.Score], values: scores.Values, pictures: Sequence[_Pictures]
+  ordered: Sequence[scores.Score], values: scores.Values, pictures: Sequence[Shown]
 ) -> Iterator[str]:
   lossy = sum(not picture.lossless for picture in pictures)
   yield f"<section><h2>Pairs, worst first</h2>\n{_EXPLANATION}"
@@ -152,10 +178,10 @@ def _table(
     yield "85), to keep this file small: differences of a few grey levels are compression.</p>\n"
   yield _CONTROLS
   yield '<div class="wide"><table id="pairs">\n<thead><tr><th scope="col">A | B | fused</th>'
-  for key in ("name", "score", *METRIC_NAMES):
+  for key in ("name", "score", *scores.NAMES):
     order = ' aria-sort="ascending"' if key == "score" else ""
     yield f'<th scope="col" data-name="{key}"{order}><button type="button" data-key="{key}" '
-    yield f'title="{text(scores.ABOUT.get(key, "sort"))}">{key}</button></th>'
+    yield f'title="{text(scores.ABOUT.get(key, "sort"))}">{_heading(key)}</button></th>'
   yield "</tr></thead>\n"
   for index, score in enumerate(ordered):
     picture = pictures[index] if index < len(pictures) else None
@@ -164,11 +190,11 @@ def _table(
 
 
 _EXPLANATION = """<p>Below each value stands its distance from the mean in standard deviations;
-minus is always worse (MSE: above the mean). The score is the mean distance over the eleven metrics
-of which higher is better. Some of them (EN, SD, SF, AG) judge the fused picture alone, and slices
-with little anatomy have little of each: a low score says where to look, not that a fusion is bad.
-The overlay is B laid over the grey A, a grey B in the colours of hot, at half its opacity, unless
-fusing has written one.
+minus is always worse. The score is the mean distance over the eleven metrics of which higher is
+better, without those behind the MSE, which are what a reader would object to. Some of them (EN, SD,
+SF, AG) judge the fused picture alone, and slices with little anatomy have little of each: a low
+score says where to look, not that a fusion is bad. The overlay is B laid over the grey A, a grey B
+in the colours of hot, at half its opacity, unless fusing has written one beside a picture.
 Difference and checkerboard are computed from the pictures here, of colours by their luma.</p>
 """
 
@@ -187,7 +213,7 @@ _CONTROLS = """<form class="controls js" id="controls">
 
 
 def _rows(
-  index: int, score: scores.Score, values: Mapping[str, float], picture: _Pictures | None
+  index: int, score: scores.Score, values: Mapping[str, float], picture: Shown | None
 ) -> Iterator[str]:
   """One pair: its line, and below it the pictures that the line opens."""
   name = text(score.stem)
@@ -197,11 +223,11 @@ def _rows(
   yield '</td><th scope="row"><button type="button" aria-expanded="false" '
   yield f'aria-controls="detail-{index}">{name}</button></th>'
   yield f"<td{_tint(score.score, 'score')}>{number(score.score, 2)}</td>"
-  for metric in METRIC_NAMES:
+  for metric in scores.NAMES:
     distance = score.distances[metric]
     yield f"<td{_tint(distance)}>{_value(values[metric])}<small>{number(distance, 1)}</small></td>"
   yield f'</tr>\n<tr class="detail" id="detail-{index}" hidden>'
-  yield f'<td colspan="{len(METRIC_NAMES) + 3}">'
+  yield f'<td colspan="{len(scores.NAMES) + 3}">'
   if picture:
     yield '<div class="views">'
     for view, caption in _ALL_VIEWS.items():

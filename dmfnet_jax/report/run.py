@@ -29,8 +29,10 @@ _TITLES = {
   "steps_per_second": "Steps per second",
   "images_per_second": "Images per second",
   "data_wait_fraction": "Fraction of the time spent waiting for data",
+  "device_memory_gib": "Most memory in use, GiB (of a CPU the process')",
+  "skipped_steps": "Steps that were skipped, not finite",
 }
-_FROM_ZERO = ("learning_rate", "steps_per_second", "images_per_second", "data_wait_fraction")
+_FROM_ZERO = tuple(name for name in _TITLES if name not in ("loss", "grad_norm"))
 
 Series = dict[str, list[tuple[float, float]]]
 
@@ -115,7 +117,7 @@ def _facts(series: Series, config: Mapping[str, Any]) -> Iterator[str]:
     step, best = min(points, key=lambda point: point[1])
     facts["Validation loss, best"] = f"{_rounded(best)} at step {step:,.0f}"
   if points := series.get("steps_per_second"):
-    facts["Steps per second, median"] = _rounded(statistics.median(value for _, value in points))
+    facts["Steps per second, median"] = f"{statistics.median(value for _, value in points):.3g}"
   if points := series.get("data_wait_fraction"):
     facts["Waiting for data, median"] = f"{statistics.median(value for _, value in points):.1%}"
   yield '<dl class="facts">'

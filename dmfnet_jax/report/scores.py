@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmfnet_jax.metrics import METRIC_NAMES
+from dmfnet_jax.metrics import METRIC_NAMES, READER_NAMES
 
-LOWER_IS_BETTER = frozenset({"MSE"})
+NAMES = (*METRIC_NAMES, *READER_NAMES)
+
+LOWER_IS_BETTER = frozenset({"MSE", "invention", "lost_brightness"})
 
 ABOUT = {
   "EN": "entropy of the fused picture, bits",
@@ -23,6 +25,9 @@ ABOUT = {
   "SF": "spatial frequency of the fused picture",
   "AG": "average gradient of the fused picture",
   "MSE": "mean squared difference from the sources; lower is better",
+  "invention": "distance outside the sources' local envelope, grey levels; lower is better",
+  "lost_brightness": "share of pixels far below the brighter source; lower is better",
+  "tracer_order": "rank correlation with B where B shows something, smoothed; for PET and SPECT",
 }
 
 Values = Mapping[str, Mapping[str, float]]  # stem -> metric -> value, which may be infinite
@@ -41,8 +46,8 @@ class Score(NamedTuple):
   """Where one pair stands.
 
   The distances are from each metric's mean in standard deviations, their signs such that minus is
-  always worse; NaN where the value or the deviation says nothing. The score is their mean over the
-  metrics of which higher is better; 0 where there are none.
+  always worse; NaN where the value or the deviation says nothing. The score is their mean over
+  those of `METRIC_NAMES` of which higher is better; 0 where there are none.
   """
 
   stem: str
@@ -53,7 +58,7 @@ class Score(NamedTuple):
 def spreads(values: Values) -> dict[str, Spread]:
   """Returns the `Spread` of every metric over the finite values (sample deviation, n - 1)."""
   found = {}
-  for name in METRIC_NAMES:
+  for name in NAMES:
     known = np.array([pair[name] for pair in values.values() if math.isfinite(pair[name])])
     if known.size:
       deviation = known.std(ddof=1) if known.size > 1 else 0.0
@@ -72,7 +77,7 @@ def worst_first(values: Values) -> list[Score]:
   known = spreads(values)
   scores = []
   for stem, pair in values.items():
-    distances = {name: _distance(name, pair[name], known[name]) for name in METRIC_NAMES}
+    distances = {name: _distance(name, pair[name], known[name]) for name in NAMES}
     higher_is_better = (distances[name] for name in METRIC_NAMES if name not in LOWER_IS_BETTER)
     counted = [distance for distance in higher_is_better if math.isfinite(distance)]
     scores.append(Score(stem, math.fsum(counted) / max(1, len(counted)), distances))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing import evaluate
+from dmfnet_jax.fusing import measure
 from dmfnet_jax.fusing.evaluate import evaluate_folders, format_table
 from dmfnet_jax.metrics import METRIC_NAMES, READER_NAMES
 
@@ -45,7 +45,7 @@ def shapes(monkeypatch) -> list[tuple[int, ...]]:
     a, b, fused = (x.astype(np.float32).mean(axis=(1, 2)) for x in (a, b, fused))
     return {name: a + 2 * b + 3 * fused + n for n, name in enumerate(METRIC_NAMES)}
 
-  monkeypatch.setattr(evaluate, "compute_metrics", stand_in)
+  monkeypatch.setattr(measure, "compute_metrics", stand_in)
   return seen
 
 
@@ -159,7 +159,7 @@ def test_what_fails_is_named_and_the_rest_is_done(folders, shapes, tmp_path, cap
     "p1": "A is 52 x 44, B 53 x 44 and the fused picture 52 x 44 pixels",
     "p2": f"not in {fused}",
     "small": "100 x 40 pixels",
-    "stranger": f"not in {a} nor in {b}",
+    "stranger": "not among the sources",
   }.items():
     [line] = [line for line in lines if line.startswith(f"dmfnet: error: pair {stem}: ")]
     assert reason in line
@@ -199,7 +199,7 @@ def test_infinite_values_are_null(folders, tmp_path, capsys, monkeypatch):
       name: np.float32([1, 1, np.inf if name == "PSNR" else 0, 1, 1]) for name in METRIC_NAMES
     }
 
-  monkeypatch.setattr(evaluate, "compute_metrics", p2_is_perfect)
+  monkeypatch.setattr(measure, "compute_metrics", p2_is_perfect)
   code, got = run(folders, tmp_path)
   assert code == 0
   assert got["pairs"]["p2"]["PSNR"] is None

@@ -24,6 +24,7 @@ def result() -> FusedVolume:
   window = UsedWindow((0.0, 7.0), "given", "SUV")
   return FusedVolume(
     a=Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1])),
+    b=Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1]), modality="PET"),
     grey_a=a,
     shown_b=scaling.apply_lut(a // 2, scaling.read_lut("hot")),
     overlay=None,
@@ -31,8 +32,6 @@ def result() -> FusedVolume:
     rgb=None,
     std=np.full(SHAPE, 1.5, np.float32),
     plane="axial",
-    modality_a="",
-    modality_b="PET",
     windows={"a": None, "b": window},
     table=scaling.read_lut("hot"),
     record={"model": "runs/mine", "seed": 4, "samples": 8},
@@ -81,11 +80,3 @@ def test_voxels_are_square_and_shown_as_they_are(result, drawn):
   thick = dataclasses.replace(result, plane="coronal")
   montage.draw_montage(thick)
   assert drawn[-1][0][0][0].shape == (4 * 60, 4 * 30, 3)
-
-
-@pytest.mark.parametrize(
-  ("model", "name"),
-  [("small", "small"), ("a/b.safetensors", "b.safetensors"), ("hf://a/b", "hf://a/b")],
-)
-def test_models_are_named_without_their_folders(model, name):
-  assert montage.model_name(model) == name

@@ -9,8 +9,8 @@ from fake_model import fuse, listing
 
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.fusing.evaluate import match_folders
 from dmfnet_jax.fusing.pairing import Naming
+from dmfnet_jax.fusing.triples import find_triples
 from dmfnet_jax.io import pictures
 
 
@@ -156,13 +156,14 @@ def test_evaluate_pairs_alike(tmp_path):
   write(tmp_path, *(f"in/{name}" for name in names), "out/p1.png", "out/p2.png")
   (tmp_path / "pairs.csv").write_text("in/p1_T1w.png,in/p1_pet.png,p1\n")
   folder, fused = tmp_path / "in", tmp_path / "out"
-  triples, failures = match_folders(folder, folder, fused, naming=Naming("_T1w", "_pet"))
-  assert [path.name for path in triples["p2"]] == ["p2_T1w.png", "p2_pet.png", "p2.png"]
+  triples, failures = find_triples(folder, folder, fused, naming=Naming("_T1w", "_pet"))
+  paths = triples["p2"].a, triples["p2"].b, triples["p2"].out
+  assert [path.name for path in paths] == ["p2_T1w.png", "p2_pet.png", "p2.png"]
   assert list(triples) == ["p1", "p2"]
   assert not failures
   listed = Naming(pairs=str(tmp_path / "pairs.csv"))
-  triples, failures = match_folders(None, None, fused, naming=listed)
-  assert [path.name for path in triples["p1"]] == ["p1_T1w.png", "p1_pet.png", "p1.png"]
+  triples, failures = find_triples(None, None, fused, naming=listed)
+  assert triples["p1"].a.name == "p1_T1w.png"
   assert list(failures) == ["p2"]
   with pytest.raises(UserError, match="A and B are one folder"):
-    match_folders(folder, folder, fused)
+    find_triples(folder, folder, fused)

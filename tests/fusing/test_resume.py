@@ -239,6 +239,7 @@ def test_a_folder_that_an_older_version_began_goes_on(folders, tmp_path, model):
     "save-b": False,
     "overlay": None,
     "precision": "float32",
+    "model-name": "fake",
     "suffix-a": "",
     "suffix-b": "",
   }

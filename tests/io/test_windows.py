@@ -96,6 +96,7 @@ def test_windows_in_words(text, unit, window, above):
   assert used.window == pytest.approx(window)
   assert used.above == above
   assert used.origin == text.lower()
+  assert used.unit == (unit or "HU")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 // A training run: values under the pointer in every curve, and a slider through the samples.
 const data = JSON.parse(document.getElementById("data").textContent);
 
-const format = (value) =>
-  value === 0 || (Math.abs(value) >= 0.01 && Math.abs(value) < 1e5) ? value.toFixed(4) : value.toExponential(3);
+// Four digits.
+const format = (value) => {
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(3);
+  return size >= 1000 ? value.toFixed(0) : value.toPrecision(4);
+};
 
 const nearest = (points, step) =>
   points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best));
