@@ -111,7 +111,7 @@ def test_a_file_that_does_not_fit_is_refused(change, message):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"crop_size": 96}, "crop_size=96 must be a multiple of 64"),
+    ({"crop_size": 72}, "crop_size=72 must be a multiple of 16"),
     ({"network": {"heads": 3}}, "dim=32 must be a multiple of heads=3"),
     ({"loss": {"scaling": "both"}}, "loss.scaling is one of"),
   ],
