@@ -30,6 +30,7 @@ SMALLER = {
     1: ["unet.width=8", "unet.multipliers=(1,2)", "unet.num_res_blocks=1", "unet.norm_groups=4"],
   },
   "adafuse": {1: ["network.widths=(4,8)"]},
+  "waveae": {1: ["network.levels=1"]},
 }
 # Losses with a term of the whole batch, in training.
 OF_THE_BATCH = {"cddfuse": "the decomposition's correlations are the batch's, as published"}
