@@ -18,10 +18,13 @@ class BatchNorm(nn.Module):
 
   Attributes:
     momentum: share of the running statistics that stays; torch's is one minus this.
+    per_picture: each picture is normalised by its own statistics, as a batch of one is in training;
+      the running ones stay as they are.
     dtype: of the result; statistics are float32.
   """
 
   momentum: float = 0.9
+  per_picture: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -40,7 +43,10 @@ class BatchNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
     x = x.astype(jnp.float32)
     used_mean, used_variance = jnp.asarray(mean.value), jnp.asarray(variance.value)
-    if train:
+    if self.per_picture:
+      used_mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+      used_variance = jnp.mean(jnp.square(x - used_mean), axis=(1, 2), keepdims=True)
+    elif train:
 
       def over_batch(x: Array) -> Array:
         here = jnp.mean(x, axis=(0, 1, 2))
@@ -53,6 +59,9 @@ class BatchNorm(nn.Module):
         unbiased = used_variance * (count / max(count - 1, 1))
         mean.value = self.momentum * mean.value + (1 - self.momentum) * used_mean
         variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
+    used_mean, used_variance, scale, bias = (
+      jnp.asarray(y).reshape(-1, 1, 1, channels) for y in (used_mean, used_variance, scale, bias)
+    )
     factor = lax.rsqrt(used_variance + 1e-5) * scale
-    offset = jnp.asarray(bias) - used_mean * factor
-    return (x * factor[None, None, None] + offset[None, None, None]).astype(self.dtype)
+    offset = bias - used_mean * factor
+    return (x * factor + offset).astype(self.dtype)

@@ -44,7 +44,7 @@ def run_of(name, stage):
   config = parse_config(["--config", f"configs/{name}.py:stage={stage},size=tiny", *words])
   method = methods.get(name)
   earlier = [run_of(name, n) for n in method.stages if n < stage]
-  params = join(*(init(run) for run in earlier))
+  params = join(*(join(run.frozen, init(run)) for run in earlier))
   for run in earlier:
     config = setup.with_sections(config, model_config(run.config.to_dict()))
   made = method.stages[stage](config)
@@ -68,7 +68,7 @@ def model_of(name):
   """Parameters and config of a model with its initial weights."""
   method = methods.get(name)
   runs = [run_of(name, stage) for stage in method.stages]
-  params = select(join(*(init(run) for run in runs)), method.networks)
+  params = select(join(*(join(run.frozen, init(run)) for run in runs)), method.networks)
   sections = [model_config(run.config.to_dict()) for run in runs]
   config = model_config(runs[-1].config.to_dict(), *sections)
   return jax.tree.map(np.asarray, params), json.loads(json.dumps(config))

@@ -13,6 +13,7 @@ FILES = {
   "dmfnet": ("unet", "fusion", "losses", "sampler", "schedules"),
   "adafuse": ("adafuse",),
   "cddfuse": ("cddfuse",),
+  "coconet": ("coconet",),
   "waveae": ("waveae",),
 }
 CHECKS = [(name, file) for name, files in FILES.items() for file in files]
