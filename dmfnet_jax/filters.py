@@ -67,6 +67,19 @@ def weighted_mean(image: Array, window: np.ndarray) -> Array:
   return image
 
 
+def of_neighbours(
+  function: Callable[[Array, Array], Array], x: Array, *, axes: Sequence[int] = (-2, -1)
+) -> Array:
+  """The minimum or maximum (`function` of two) of each value's neighbours, 3 along each axis."""
+  for axis in axes:
+    inner = lax.slice_in_dim(x, 0, -1, axis=axis), lax.slice_in_dim(x, 1, None, axis=axis)
+    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
+    before = jnp.concatenate([first, inner[0]], axis)
+    after = jnp.concatenate([inner[1], last], axis)
+    x = function(x, function(before, after))
+  return x
+
+
 def local_moments(images: Array, window: np.ndarray) -> tuple[Array, Array, Array]:
   """Weighted means, variances and covariances with the last picture in every whole window.
 

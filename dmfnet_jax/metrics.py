@@ -28,7 +28,15 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dmfnet_jax.filters import apart, gaussian, halve, local_moments, mean, weighted_mean
+from dmfnet_jax.filters import (
+  apart,
+  gaussian,
+  halve,
+  local_moments,
+  mean,
+  of_neighbours,
+  weighted_mean,
+)
 
 METRIC_NAMES = (
   "EN", "MI", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "SCD", "SD", "SF", "AG", "MSE",
@@ -320,14 +328,9 @@ def invention(a: Array, b: Array, fused: Array) -> Array:
   The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
   What lies outside is a ring, a line or a halo that neither source has. Lower is better.
   """
-  upper = _of_neighbours(jnp.maximum(a, b), -jnp.inf, lax.max)
-  lower = _of_neighbours(jnp.minimum(a, b), jnp.inf, lax.min)
+  upper = of_neighbours(jnp.maximum, jnp.maximum(a, b))
+  lower = of_neighbours(jnp.minimum, jnp.minimum(a, b))
   return mean(jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0))
-
-
-def _of_neighbours(image: Array, empty: float, function: Callable) -> Array:
-  """The minimum or maximum of the 3 x 3 neighbours that a pixel [B, H, W] has."""
-  return lax.reduce_window(image, empty, function, (1, 3, 3), (1, 1, 1), "SAME")
 
 
 @_metric

@@ -1,25 +1,26 @@
-"""Measures how well a model fuses a prepared split: metrics, loss, distance from the maximum.
+"""Measures how well a model fuses a prepared split: metrics, what a reader sees, loss.
 
   python tests/benchmarks/quality.py --model small --data-dir data --split validation
   python tests/benchmarks/quality.py --model small --data-dir data --split test --seeds 16
 
-A row a modality for the model and one for the trivial fusion max(A, B). `--published FILE` adds the
-rows of other pictures of the same pairs, from a JSON file {"ct/16005": {metric: value}, ...}, and
-names the metrics in which the model is worse; pairs that the file lacks are left out of every row.
-With `--seeds N` the standard deviation of each mean over N seeds follows. Pictures are measured as
+A row a modality for the model and one for the trivial fusion max(A, B). `--published FOLDER` adds
+the rows of another program's pictures of the same pairs, FOLDER/ct/fused/16005.jpg and so on, and
+names the metrics in which the model is worse; pairs that the folder lacks are left out of every
+row. Where those are JPEG, `--as-jpeg` puts the model's through the same compression before. With
+`--seeds N` the standard deviation of each mean over N seeds follows. Pictures are measured as
 `dmfnet evaluate` measures files: fused in colour, rounded to 0..255, then turned to grey.
 """
 
 import argparse
 import collections
-import json
+import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -27,11 +28,12 @@ from dmfnet_jax import losses, metrics
 from dmfnet_jax.data import builders
 from dmfnet_jax.inference.model import Model, load_model
 from dmfnet_jax.io import color
-from dmfnet_jax.io.pictures import to_float
+from dmfnet_jax.io.pictures import read_image, to_float
 
-# What a row holds besides the metrics: Stage II's loss, and mean |F - max(A, B)| in grey levels.
-EXTRA = ("loss", "from max")
-LOWER_IS_BETTER = ("MSE", "loss", "from max")
+# What a row holds besides the metrics: what a reader sees; of CT, the share of bone (250 and above)
+# that comes out below 200; Stage II's loss; and mean |F - max(A, B)| in grey levels.
+EXTRA = (*metrics.READER_NAMES, "lost bone", "loss", "from max")
+LOWER_IS_BETTER = ("MSE", "invention", "lost_brightness", "lost bone", "loss", "from max")
 
 Rows = dict[str, dict[str, float]]
 Pairs = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
@@ -53,8 +55,13 @@ def stem(name: str) -> str:
   return name.partition("_")[2]
 
 
-def fuse_pairs(model: Model, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarray]:
-  """Fused pictures uint8 [B, H, W] by modality, with the noise that `dmfnet fuse` would draw."""
+def fuse_pairs(
+  model: Model, pairs: Pairs, seed: int = 0, saved: Callable = lambda picture: picture
+) -> dict[str, np.ndarray]:
+  """Fused pictures uint8 [B, H, W] by modality, with the noise that `dmfnet fuse` would draw.
+
+  `saved` is what saving does to the coloured ones.
+  """
   coloured = {
     modality: model.fuse(
       np.stack([a for _, a, _ in chosen]),
@@ -64,7 +71,7 @@ def fuse_pairs(model: Model, pairs: Pairs, seed: int = 0) -> dict[str, np.ndarra
     )
     for modality, chosen in pairs.items()
   }
-  return {modality: to_grey(pictures) for modality, pictures in coloured.items()}
+  return {modality: to_grey(map(saved, found)) for modality, found in coloured.items()}
 
 
 def to_grey(pictures: Iterable[np.ndarray]) -> np.ndarray:
@@ -81,14 +88,19 @@ def measure(pairs: Pairs, fused: Mapping[str, np.ndarray]) -> Rows:
     a, b = (to_grey(pair[i] for pair in chosen) for i in (1, 2))
     f = fused[modality]
     values = {k: np.asarray(v) for k, v in metrics.compute_metrics(a, b, f).items()}
+    values |= {k: np.asarray(v) for k, v in metrics.compute_reader_metrics(a, b, f).items()}
+    if modality == "CT":
+      bone = b >= 250
+      lost = (bone & (f < 200)).sum(axis=(1, 2)) / np.maximum(1, bone.sum(axis=(1, 2)))
+      values["lost bone"] = np.where(bone.any(axis=(1, 2)), lost, np.nan)
     values["loss"] = np.asarray(fusion_loss(*(to_float(x)[..., None] for x in (f, a, b)))[0])
     away = np.abs(f.astype(np.float32) - np.maximum(a, b))
     values["from max"] = away.mean(axis=(1, 2))
-    rows[modality] = {k: float(v.mean()) for k, v in values.items()}
+    rows[modality] = {k: float(np.nanmean(v)) for k, v in values.items()}
     for k, v in values.items():
       every[k].append(v)
   if len(rows) > 1:
-    rows["all"] = {k: float(np.concatenate(v).mean()) for k, v in every.items()}
+    rows["all"] = {k: float(np.nanmean(np.concatenate(v))) for k, v in every.items()}
   return rows
 
 
@@ -110,23 +122,24 @@ def worse(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[str]:
   ]
 
 
-def read_published(path: str, pairs: Pairs) -> tuple[Rows, Pairs]:
-  """Means by modality of another program's values, and the pairs that it has values of."""
-  values: dict[str, dict[str, Any]] = json.loads(Path(path).read_text())
-  rows: Rows = {}
+def read_published(folder: str, pairs: Pairs) -> tuple[dict[str, np.ndarray], Pairs]:
+  """Another program's pictures as grey by modality, and the pairs that it has pictures of."""
+  found: dict[str, np.ndarray] = {}
   common: Pairs = {}
   for modality, chosen in pairs.items():
-    of_both = [pair for pair in chosen if _key(pair) in values]
-    if of_both:
-      found = [values[_key(pair)] for pair in of_both]
-      rows[modality] = {k: float(np.mean([row[k] for row in found])) for k in found[0]}
-      common[modality] = of_both
-  return rows, common
+    files = {path.stem: path for path in Path(folder, modality.lower(), "fused").glob("*")}
+    common_pairs = [pair for pair in chosen if stem(pair[0]) in files]
+    if common_pairs:
+      common[modality] = common_pairs
+      found[modality] = to_grey(read_image(files[stem(pair[0])]) for pair in common_pairs)
+  return found, common
 
 
-def _key(pair: tuple[str, np.ndarray, np.ndarray]) -> str:
-  """A pair's name in the file of another program's values."""
-  return pair[0].replace("_", "/", 1)
+def as_jpeg(picture: np.ndarray) -> np.ndarray:
+  """A picture as it comes out of a JPEG file of quality 95 with halved chroma."""
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, "JPEG", quality=95)
+  return np.asarray(Image.open(file))
 
 
 def _count(pairs: Pairs) -> int:
@@ -140,21 +153,24 @@ def main() -> None:
   parser.add_argument("--split", default="validation")
   parser.add_argument("--every", type=int, default=1, help="take every n-th pair of a modality")
   parser.add_argument("--seeds", type=int, default=1)
-  parser.add_argument("--published", metavar="FILE.json")
+  parser.add_argument("--published", metavar="FOLDER")
+  parser.add_argument("--as-jpeg", action="store_true")
   args = parser.parse_args()
   pairs = read_pairs(args.data_dir, args.split, every=args.every)
   others: dict[str, Rows] = {}
   if args.published:
     total = _count(pairs)
-    others["published"], pairs = read_published(args.published, pairs)
+    published, pairs = read_published(args.published, pairs)
     if not pairs:
-      sys.exit(f"{args.published}: has values of no pair of the {args.split} split")
+      sys.exit(f"{args.published}: has pictures of no pair of the {args.split} split")
+    others["published"] = measure(pairs, published)
     if total > _count(pairs):
       print(f"{total - _count(pairs)} of {total} pairs left out: not in {args.published}")
   model = load_model(args.model)
   columns = [*metrics.METRIC_NAMES, *EXTRA]
 
-  draws = [measure(pairs, fuse_pairs(model, pairs, seed)) for seed in range(args.seeds)]
+  saved = {"saved": as_jpeg} if args.as_jpeg else {}
+  draws = [measure(pairs, fuse_pairs(model, pairs, seed, **saved)) for seed in range(args.seeds)]
   largest = {
     modality: np.stack([np.maximum(a, color.to_grey(b)) for _, a, b in chosen])
     for modality, chosen in pairs.items()
