@@ -6,10 +6,14 @@ import os
 import re
 import signal
 import struct
+import time
 import types
+import zipfile
 import zlib
 from pathlib import Path
 
+import dicom_phantoms as phantoms
+import nibabel
 import numpy as np
 import pytest
 from browser import errors_of, open_browser, requests_of, wait_for
@@ -20,7 +24,7 @@ from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import color, scaling
 from dmfnet_jax.serve import page as page_lib
-from dmfnet_jax.serve import view
+from dmfnet_jax.serve import uploads, view
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
@@ -67,50 +71,115 @@ def pixels(uri: str) -> np.ndarray:
 # What is chosen and uploaded.
 
 
+def choose(choice, file_a=None, file_b=None, lut="grey", **volumes):
+  return page_lib.choose_pair(SAMPLES, page_lib.Choice(choice, file_a, file_b, lut, **volumes))
+
+
 def test_a_sample_pair():
-  a, b, name = page_lib.choose_pair(SAMPLES, "pet_axial_096", "ignored", None, "hot")
-  np.testing.assert_array_equal(a, GREY)
-  np.testing.assert_array_equal(b, COLOURED)  # a colour map is for a grey B
-  assert name == "pet_axial_096"
+  chosen = choose("pet_axial_096", "ignored", None, "hot")
+  np.testing.assert_array_equal(chosen.a, GREY)
+  np.testing.assert_array_equal(chosen.b, COLOURED)  # a colour map is for a grey B
+  assert chosen.name == chosen.file_name == "pet_axial_096"
 
 
 def test_uploads_and_colour_maps(tmp_path):
   file_a = save(tmp_path / "my scan ä.png", np.repeat(GREY[..., None], 3, -1))
   file_b = save(tmp_path / "b.png", np.repeat(OTHER[..., None], 3, -1))  # grey in effect
-  a, b, name = page_lib.choose_pair(SAMPLES, OWN, file_a, file_b, "grey")
-  np.testing.assert_array_equal(a, GREY)
-  np.testing.assert_array_equal(b, OTHER)
-  assert name == "my scan ä"
+  chosen = choose(OWN, file_a, file_b)
+  np.testing.assert_array_equal(chosen.a, GREY)
+  np.testing.assert_array_equal(chosen.b, OTHER)
+  assert chosen.name == "my scan ä"
   for lut in scaling.LUT_NAMES:
-    _, b, _ = page_lib.choose_pair(SAMPLES, OWN, file_a, file_b, lut)
+    b = choose(OWN, file_a, file_b, lut).b
     np.testing.assert_array_equal(b, scaling.apply_lut(OTHER, scaling.read_lut(lut)))
-  _, b, _ = page_lib.choose_pair(SAMPLES, OWN, file_a, save(tmp_path / "c.png", COLOURED), "hot")
+  b = choose(OWN, file_a, save(tmp_path / "c.png", COLOURED), "hot").b
   np.testing.assert_array_equal(b, COLOURED)
 
 
 def test_pictures_of_two_sizes_are_refused(tmp_path):
   files = save(tmp_path / "a.png", GREY), save(tmp_path / "b.png", OTHER[:10])
   with pytest.raises(UserError, match="A is 30 x 20 pixels and B 30 x 10"):
-    page_lib.choose_pair(SAMPLES, OWN, *files, "grey")
-  with pytest.raises(UserError, match="upload both pictures"):
-    page_lib.choose_pair(SAMPLES, OWN, files[0], None, "grey")
+    choose(OWN, *files)
+  with pytest.raises(UserError, match="upload both, A and B"):
+    choose(OWN, files[0])
+  with pytest.raises(UserError, match="A and B are a picture and a volume"):
+    choose(OWN, files[0], str(tmp_path / "b.nii.gz"))
+
+
+def volume(path, seed, shape=(20, 30, 5)) -> str:
+  """A NIfTI volume of thick slices."""
+  values = np.random.default_rng(seed).integers(1, 1000, shape).astype(np.int16)
+  nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 4, 1])), path)
+  return str(path)
+
+
+def zipped(path, folder) -> str:
+  with zipfile.ZipFile(path, "w") as archive:
+    for file in folder.iterdir():
+      archive.write(file, f"../{folder.name}/{file.name}")  # a name that leads elsewhere
+    archive.writestr("__MACOSX/._x", b"")
+  return str(path)
+
+
+def test_a_slice_of_volumes_is_what_the_command_shows(tmp_path):
+  files = volume(tmp_path / "s1_T1w.nii.gz", 1), volume(tmp_path / "s1_pet.nii", 2)
+  chosen = choose(OWN, *files, index=3, window_a="100,900")
+  expected = np.asarray(nibabel.load(files[0]).dataobj)[::-1, ::-1, 3].T
+  np.testing.assert_array_equal(chosen.a, scaling.to_uint8(expected, (100, 900)))
+  assert (chosen.name, chosen.file_name) == ("s1_T1w/axial/3", "s1_T1w_axial_003")
+  assert chosen.shown["titles"] == ("A: T1w", "B: PET")
+  assert chosen.shown["aspect"] == pytest.approx(20 / 30)
+  note = "axial slice 3 of 0 to 4; left is R, up is A; A: 100 to 900 (given)"
+  assert chosen.shown["note"].startswith(note)
+  assert "B: 0 to 999 (0 to the maximum, as PET)" in chosen.shown["note"]
+  with pytest.raises(UserError, match="window '1': give two numbers"):
+    choose(OWN, *files, window_b="1")
+  with pytest.raises(UserError, match="the slice must be a whole number, 0 to 4"):
+    choose(OWN, *files, index=5)
+
+
+def test_a_series_comes_as_a_zip_file(tmp_path):
+  for name, modality in (("ct", "CT"), ("mr", "MR")):
+    phantoms.write_series(tmp_path / name, 3, modality=modality)
+  files = [zipped(tmp_path / f"{name}.zip", tmp_path / name) for name in ("mr", "ct")]
+  outside = sorted(tmp_path.rglob("*"))
+  chosen = choose(OWN, *files, index=1, window_b="brain")
+  assert chosen.a.shape == (phantoms.ROWS, phantoms.COLUMNS)
+  assert chosen.shown["titles"] == ("A: MRI", "B: CT")
+  assert "B: 0 to 80 HU (brain)" in chosen.shown["note"]
+  assert chosen.file_name == "mr_axial_001"
+  assert sorted(tmp_path.rglob("*")) == outside
 
 
 @pytest.mark.parametrize(
-  ("data", "message"),
+  ("name", "data", "message"),
   [
-    (png_header(1025, 1024), r"x\.png: 1025 x 1024 pixels; this page takes 1,048,576"),
-    (png_header(30000, 30000), r"x\.png: more than .* pixels, over the limit"),
-    (png_header(30, 20), r"x\.png: broken picture"),
-    (b"not a picture", r"x\.png: not a readable"),
-    (b"", r"x\.png: the file is empty"),
+    ("x.png", png_header(1025, 1024), r"1025 x 1024 pixels; this page takes 1,048,576"),
+    ("x.png", png_header(30000, 30000), r"more than .* pixels, over the limit"),
+    ("x.png", png_header(30, 20), r"broken picture"),
+    ("x.png", b"not a picture", r"not a readable"),
+    ("x.png", b"", r"the file is empty"),
+    ("x.nii", b"no volume", r"is no NIfTI file"),
+    ("x.zip", b"no zip", r"no zip file that can be unpacked"),
   ],
 )
-def test_bad_uploads_are_named_without_their_place(tmp_path, data, message):
-  (tmp_path / "x.png").write_bytes(data)
-  with pytest.raises(UserError, match=f"^{message}") as error:
-    page_lib.read_upload(str(tmp_path / "x.png"))
+def test_bad_uploads_are_named_without_their_place(tmp_path, name, data, message):
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(UserError, match=f"^{name}: {message}") as error:
+    choose(OWN, str(tmp_path / name), str(tmp_path / name))
   assert str(tmp_path) not in str(error.value)
+
+
+def test_large_volumes_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+  file = volume(tmp_path / "v.nii.gz", 0)
+  phantoms.write_series(tmp_path / "ct", 3)
+  archive = zipped(tmp_path / "ct.zip", tmp_path / "ct")
+  monkeypatch.setattr(uploads, "MAX_VOXELS", 2999)
+  monkeypatch.setattr(uploads, "_MAX_FILES", 2)
+  with pytest.raises(UserError, match=r"^v\.nii\.gz: 3,000 voxels; this page takes 2,999"):
+    choose(OWN, file, file)
+  with pytest.raises(UserError, match=r"^ct\.zip: unpacks to more than 2 files"):
+    choose(OWN, archive, archive)
 
 
 @pytest.mark.parametrize("value", [None, -1, 17, 1.5])
@@ -134,11 +203,12 @@ def test_a_result_holds_its_pictures_without_loss():
   fused = color.replace_luma(COLOURED, GREY)
   shown = view.result(GREY, COLOURED, fused, name='<b>"', deviation=OTHER)
   blend = re.findall(r'<img class="([^"]+)" src="([^"]+)"', shown)
-  assert [name for name, _ in blend] == ["fused", "over-a", "over-b"]
-  for (_, uri), picture in zip(blend, (fused, GREY, COLOURED), strict=True):
+  layer = np.dstack([COLOURED, np.where(COLOURED.any(-1), 255, 0)])
+  assert [name for name, _ in blend] == ["fused", "over-a", "over-b", "layer"]
+  for (_, uri), picture in zip(blend, (fused, GREY, COLOURED, layer), strict=True):
     np.testing.assert_array_equal(pixels(uri), picture)
   downloads = re.findall(r'href="([^"]+)" download="([^"]+)"', shown)
-  assert [name for _, name in downloads] == ["&lt;b&gt;&quot;.png", "&lt;b&gt;&quot;_std.png"]
+  assert [name for _, name in downloads] == ["&lt;b&gt;&quot;_fused.png", "&lt;b&gt;&quot;_std.png"]
   np.testing.assert_array_equal(pixels(downloads[0][0]), fused)
   np.testing.assert_array_equal(pixels(downloads[1][0]), OTHER)
   assert "_std.png" not in view.result(GREY, COLOURED, fused, name="x")
@@ -147,6 +217,8 @@ def test_a_result_holds_its_pictures_without_loss():
 def test_the_sources_and_the_heading():
   assert view.sources(GREY, COLOURED).count("<img") == 2
   assert "Upload A and B" in view.sources(None, GREY)
+  assert "&lt;b&gt;" in view.sources(GREY, GREY, titles=("<b>", "B"))
+  assert "&lt;b&gt;" in view.problem("<b>")
   assert "model &lt;x&gt;" in view.heading("model <x>")
 
 
@@ -290,17 +362,34 @@ def test_the_page_in_a_browser(server, tmp_path):
       field = wait_for(lambda: find(f"#file_{which} input[type=file]"), "the upload field")
       field.send_keys(str(path))
 
+    browser.set_window_size(1400, 1000)
     browser.get(server.url)
     # A sample pair is there to begin with.
     wait_for(lambda: len(browser.find_elements("css selector", "#view img")) == 2, "the sources")
     browser.find_elements("css selector", "#choice input")[-1].click()
     wait_for(lambda: "Upload A and B" in text("#view"), "one's own files")
+    wait_for(lambda: find("#file_b button"), "the drop zones")
+    # Their words lie inside, and the icon below the label.
+    cut = """return ['a', 'b'].filter((letter) => {
+      const zone = document.querySelector(`#file_${letter} button`), words = document.createRange();
+      words.selectNodeContents(zone);
+      const [inner, outer] = [words.getBoundingClientRect(), zone.getBoundingClientRect()];
+      const label = document.querySelector(`#file_${letter} label`).getBoundingClientRect();
+      const icon = zone.querySelector('svg').getBoundingClientRect();
+      const last = [...words.getClientRects()].pop();
+      return icon.top < label.bottom || last.bottom > outer.bottom || inner.width > outer.width;
+    })"""
+    assert browser.execute_script(cut) == []
 
     upload("a", file_a)
     wait_for(lambda: find("#view img[alt=A]"), "A")
     upload("b", tmp_path / "small.png")
     message = "A is 30 x 20 pixels and B 30 x 10"
-    wait_for(lambda: message in text(".toast-body"), "a message")
+    wait_for(lambda: message in text("#view .problem"), "a message")
+    assert text("body").count(message) == 1
+    find("#fuse").click()
+    time.sleep(0.5)
+    assert text("body").count(message) == 1
     upload("b", file_b)
     wait_for(lambda: find("#view img[alt=B]"), "B")
 
@@ -322,12 +411,36 @@ def test_the_page_in_a_browser(server, tmp_path):
     slider.send_keys("\ue010")  # End
     assert browser.execute_script(opacity) == [0, 1]
 
+    find("#view [name=dmf-mode][value=overlay]").click()
+    layers = opacity.replace("['over-a', 'over-b']", "['over-a', 'over-b', 'layer']")
+    assert browser.execute_script(layers) == [1, 0, 1]
+    slider.send_keys("\ue011")  # Home
+    assert browser.execute_script(layers) == [1, 0, 0]
+
     find("#view a.download").click()
-    file = tmp_path / "downloads" / "my scan.png"
+    file = tmp_path / "downloads" / "my scan_fused.png"
     wait_for(file.exists, "the download")
     expected = FakeModel().fuse(GREY, OTHER, seed=5, names="")
     np.testing.assert_array_equal(np.asarray(Image.open(file)), expected)
 
     assert all(url.startswith(server.url) for url in requests_of(browser))
+    # Volumes: a slider in the middle, windows, and the slice that it shows.
+    upload("a", volume(tmp_path / "v_T1w.nii.gz", 1))
+    upload("b", volume(tmp_path / "v_pet.nii.gz", 2))
+    wait_for(lambda: "axial slice 2 of 0 to 4" in text("#view"), "the middle slice")
+    field = find("#slice input[type=range]")
+    field.send_keys("\ue014")  # the right arrow
+    wait_for(lambda: "axial slice 3 of 0 to 4" in text("#view"), "the next slice")
+    field = find("#window_b textarea, #window_b input")
+    field.send_keys("suv:0,7\n")
+    wait_for(lambda: "0 to 7 SUV (suv:0,7)" in text("#view"), "the window")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.execute_script("window.scrollTo(0, 0); document.querySelector('#fuse').click()")
+    wait_for(lambda: find("#view .blend"), "the fused slice")
+    assert server.model.calls[-1] == (5, "v_T1w/axial/3", None)
+    top = "return document.querySelector('#view .blend').getBoundingClientRect().top"
+    wait_for(lambda: browser.execute_script(top) < 844 / 2, "the result in view")
+
     # Gradio may ask for the progress of an upload that is complete already.
     assert [error for error in errors_of(browser) if "upload_progress" not in error] == []

@@ -93,11 +93,17 @@ def overlay(
   Returns:
     uint8 [H, W, 3].
   """
-  is_above = b > 0 if b.ndim == 2 else b.any(axis=-1)
-  if b.ndim == 2:
-    b = scaling.apply_lut(b, scaling.read_lut("hot") if table is None else table)
+  b, is_above = layer(b, table=table)
   opacity = np.where(is_above, np.float32(alpha), np.float32(0))[..., None]
   return np.rint(color.to_grey(a)[..., None] * (1 - opacity) + b * opacity).astype(np.uint8)
+
+
+def layer(b: np.ndarray, *, table: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """B's colours as `overlay` lays them over A, uint8 [H, W, 3]; where B is above black, [H, W]."""
+  if b.ndim == 3:
+    return b, b.max(axis=-1) > 0
+  colours = scaling.apply_lut(b, scaling.read_lut("hot") if table is None else table)
+  return colours, b > 0
 
 
 def deviation_map(fused: np.ndarray, std: np.ndarray, *, samples: int) -> np.ndarray:

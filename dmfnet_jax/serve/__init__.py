@@ -3,8 +3,9 @@
 Needs Gradio (`pip install "dmfnet_jax[serve]"`). What the page is held to:
 
 - It listens on this machine alone unless told otherwise, and never through a public link.
-- Uploads are limited in bytes and pixels, go to a temporary folder and are deleted after an hour
-  or when the server stops. Nothing else is written: results are handed to the browser in the page.
+- Uploads are limited in bytes, pixels and voxels, go to a temporary folder and are deleted after an
+  hour or when the server stops. An archive's files are written for as long as they are read, and
+  nothing else is: results are handed to the browser in the page.
 - The browser may load nothing from elsewhere (a content security policy says so), and Gradio's
   usage reports and version checks are off.
 """
@@ -21,7 +22,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.serve.page import Sources, build_page
 from dmfnet_jax.serve.view import CSS
 
-MAX_FILE_SIZE = 32 * 2**20
+MAX_FILE_SIZE = 128 * 2**20
 """Bytes of an upload."""
 
 _LOOPBACK = ("127.0.0.1", "localhost")

@@ -1,20 +1,15 @@
 """The page of `dmfnet serve`: what is on it, and what it does with what is sent to it."""
 
-import html
-import os
+import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import color, panels, paths, pictures, scaling
+from dmfnet_jax.io import color, panels, pictures, scaling
+from dmfnet_jax.serve import uploads
 from dmfnet_jax.serve import view as view_lib
-
-MAX_PIXELS = 1024 * 1024
-"""Of a picture that is fused here; the command line takes larger ones."""
 
 MAX_SAMPLES = 16
 _MAX_SEED = 2**32 - 1
@@ -24,6 +19,58 @@ _OWN = "your own files"
 _NO_LUT = "grey"
 
 Sources = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What is chosen on the page.
+
+  Attributes:
+    pair: one of the samples, or "your own files".
+    file_a: the path of A's upload, or None.
+    file_b: that of B.
+    lut: the colours of a B that is grey, one of `scaling.LUT_NAMES`, or "grey".
+    window_a: of a volume, in the words of `windows.parse_window`; "" for the default.
+    window_b: of B.
+    index: of the slice.
+  """
+
+  pair: str
+  file_a: str | None
+  file_b: str | None
+  lut: str
+  window_a: str = ""
+  window_b: str = ""
+  index: float = 0
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether there is an A and a B."""
+    return self.pair != _OWN or bool(self.file_a and self.file_b)
+
+  @property
+  def is_of_volumes(self) -> bool:
+    """Whether both uploads are volumes."""
+    return self.pair == _OWN and all(f and uploads.is_volume(f) for f in (self.file_a, self.file_b))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """A pair to be shown or fused.
+
+  Attributes:
+    a: uint8 [H, W].
+    b: uint8 [H, W] or [H, W, 3].
+    name: from which its noise is drawn, as by the command.
+    file_name: that of its downloads.
+    shown: how it is to be shown: titles, aspect and note of `view.result`.
+  """
+
+  a: np.ndarray
+  b: np.ndarray
+  name: str
+  file_name: str
+  shown: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any:
@@ -37,34 +84,47 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
   import gradio
 
   def checked(function: Callable[..., str]) -> Callable[..., str]:
-    """Shows a `UserError` as a message on the page."""
+    """Shows a `UserError` in place of the pictures: once, until what is chosen changes."""
 
     def run(*args: Any) -> str:
       try:
         return function(*args)
       except UserError as error:
-        # The message is shown as HTML, and it holds names of files.
-        raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False) from None
+        return view_lib.problem(str(error))
 
     return run
 
-  def preview(choice: str, file_a: str | None, file_b: str | None, lut: str) -> str:
-    if choice == _OWN and not (file_a and file_b):
-      return view_lib.sources(*(read_upload(file) if file else None for file in (file_a, file_b)))
-    a, b, _ = choose_pair(samples, choice, file_a, file_b, lut)
-    return view_lib.sources(a, b)
+  def preview(*words: Any) -> str:
+    choice = Choice(*words)
+    if not choice.is_complete:
+      files = choice.file_a, choice.file_b
+      return view_lib.sources(
+        *(uploads.read_picture(f) if f and not uploads.is_volume(f) else None for f in files)
+      )
+    chosen = choose_pair(samples, choice)
+    return view_lib.sources(chosen.a, chosen.b, **chosen.shown)
 
-  def fuse(
-    choice: str, file_a: str | None, file_b: str | None, lut: str, seed: float, draws: float
-  ) -> str:
-    a, b, name = choose_pair(samples, choice, file_a, file_b, lut)
+  def fuse(seed: float, draws: float, *words: Any) -> str:
+    chosen = choose_pair(samples, Choice(*words))
     number = _whole(draws, 1, MAX_SAMPLES, "the number of noise draws")
-    options = {"seed": _whole(seed, 0, _MAX_SEED, "the seed"), "names": name}
+    options = {"seed": _whole(seed, 0, _MAX_SEED, "the seed"), "names": chosen.name}
+    pair, shown = (chosen.a, chosen.b), {"name": chosen.file_name, **chosen.shown}
     if number == 1:
-      return view_lib.result(a, b, model.fuse(a, b, **options), name=name)
-    fused, std = model.fuse(a, b, samples=number, **options)
+      return view_lib.result(*pair, model.fuse(*pair, **options), **shown)
+    fused, std = model.fuse(*pair, samples=number, **options)
     spread = panels.deviation_map(fused, std, samples=number)
-    return view_lib.result(a, b, fused, name=name, deviation=spread)
+    return view_lib.result(*pair, fused, deviation=spread, **shown)
+
+  def arrange(*words: Any) -> tuple[Any, Any]:
+    """Shows the slider, in the middle of the volumes, and the windows where there are volumes."""
+    choice, count = Choice(*words), 0
+    if choice.is_of_volumes:
+      try:
+        count = len(_slices(choice).a)
+      except UserError:  # `preview` says so
+        count = 0
+    slider = gradio.update(visible=count > 1, maximum=max(1, count - 1), value=count // 2)
+    return slider, gradio.update(visible=choice.is_of_volumes)
 
   first = next(iter(samples), _OWN)
   with gradio.Blocks(
@@ -77,11 +137,21 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
       with gradio.Column(scale=1, min_width=300):
         choices = [(_label(name), name) for name in (*samples, _OWN)]
         choice = gradio.Radio(choices, value=first, label="Pictures", elem_id="choice")
-        suffixes = list(pictures.IMAGE_SUFFIXES)
-        with gradio.Group(visible=first == _OWN) as own:
+        suffixes = [*pictures.READ_SUFFIXES, *uploads.VOLUME_SUFFIXES, ".gz"]
+        with gradio.Column(visible=first == _OWN) as own:
           file_a, file_b = (
-            gradio.File(label=label, file_types=suffixes, height=110, elem_id=elem_id)
+            gradio.File(label=label, file_types=suffixes, height=170, elem_id=elem_id)
             for label, elem_id in (("A: MRI", "file_a"), ("B: CT, PET or SPECT", "file_b"))
+          )
+        with gradio.Group(visible=False) as for_volumes:
+          window_a, window_b = (
+            gradio.Textbox(
+              "",
+              label=f"Window of {letter}",
+              placeholder="default, or 0,100 · W80L40 · brain · suv:0,7 · 0%,99%",
+              elem_id=f"window_{letter.lower()}",
+            )
+            for letter in "AB"
           )
         luts = [_NO_LUT, *scaling.LUT_NAMES]
         lut = gradio.Dropdown(luts, label="Colours of B, where it is grey", elem_id="lut")
@@ -93,18 +163,34 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
         )
         button = gradio.Button("Fuse", variant="primary", elem_id="fuse")
       with gradio.Column(scale=3, min_width=320):
+        index = gradio.Slider(0, 1, step=1, label="Slice", visible=False, elem_id="slice")
         view = gradio.HTML(elem_id="view")
 
     # Nothing here is an API: the page's own events only.
     hidden: dict[str, Any] = {"api_visibility": "private"}
     at_once = {**hidden, "show_progress": "hidden"}
+    sources = [choice, file_a, file_b, lut, window_a, window_b, index]
     choice.change(lambda value: gradio.update(visible=value == _OWN), choice, own, **at_once)
-    sources = [choice, file_a, file_b, lut]
-    for event in (page.load, choice.change, file_a.change, file_b.change, lut.change):
+    for event in (choice.change, file_a.change, file_b.change):
+      arranged = event(arrange, sources, [index, for_volumes], **at_once)
+      arranged.then(checked(preview), sources, view, **at_once)
+    for event in (page.load, lut.change, window_a.submit, window_b.submit):
       event(checked(preview), sources, view, **at_once)
-    button.click(checked(fuse), [*sources, seed, draws], view, concurrency_limit=1, **hidden)
+    index.input(checked(preview), sources, view, trigger_mode="always_last", **at_once)
+    fused = button.click(
+      checked(fuse), [seed, draws, *sources], view, concurrency_limit=1, **hidden
+    )
+    # On a phone the result would stand below the screen.
+    fused.then(js=_SHOW_RESULT, **at_once)
   page.queue(max_size=_MAX_WAITING, api_open=False)
   return page
+
+
+_SHOW_RESULT = """() => {
+  const view = document.getElementById("view");
+  if (view.getBoundingClientRect().top > window.innerHeight / 2)
+    view.scrollIntoView({ behavior: "smooth", block: "start" });
+}"""
 
 
 def _label(name: str) -> str:
@@ -113,56 +199,57 @@ def _label(name: str) -> str:
   return f"{modality.upper()} {plane}" if plane and any(rest) else name
 
 
-def choose_pair(
-  samples: Mapping[str, Sources], choice: str, file_a: str | None, file_b: str | None, lut: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-  """Returns A and B as they are chosen on the page, as `samples` of `build_page`, and their name.
+def choose_pair(samples: Mapping[str, Sources], choice: Choice) -> Chosen:
+  """Returns A and B as they are chosen on the page.
 
-  The choice is one of the samples, or "your own files": then `file_a` and `file_b` are the uploads'
-  paths. The colours `lut`, for a B that is grey, are one of `scaling.LUT_NAMES`, or "grey".
+  Args:
+    samples: see `build_page`.
+    choice: what is chosen.
 
   Raises:
     UserError: nothing is uploaded, or it cannot be used.
   """
-  if choice in samples:
-    (a, b), name = samples[choice], choice
-  elif not (file_a and file_b):
-    raise UserError("upload both pictures, A and B, or pick one of the sample pairs")
+  if choice.pair in samples:
+    (a, b), name = samples[choice.pair], choice.pair
+    chosen = Chosen(a, b, name, name)
+  elif not (choice.file_a and choice.file_b):
+    raise UserError("upload both, A and B, or pick one of the sample pairs")
+  elif choice.is_of_volumes:
+    chosen = _choose_slice(choice)
+  elif any(map(uploads.is_volume, (choice.file_a, choice.file_b))):
+    raise UserError("A and B are a picture and a volume: upload two of a kind")
   else:
-    a, b = color.to_grey(read_upload(file_a)), read_upload(file_b)
-    name = paths.file_stem(Path(file_a))
+    a, b = color.to_grey(uploads.read_picture(choice.file_a)), uploads.read_picture(choice.file_b)
     if a.shape != b.shape[:2]:
       size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))
       raise UserError(f"A is {size_a} pixels and B {size_b}: register them to one grid first")
-  if b.ndim == 3 and np.ptp(b, axis=-1).max() == 0:
-    b = b[..., 0]  # a grey picture stored as colours
-  if b.ndim == 2 and lut != _NO_LUT:
-    b = scaling.apply_lut(b, scaling.read_lut(lut))
-  return a, b, name
+    name = uploads.stem_of(choice.file_a)
+    chosen = Chosen(a, b, name, name)
+  b = color.drop_neutral(chosen.b)  # a grey picture stored as colours
+  if b.ndim == 2 and choice.lut != _NO_LUT:
+    b = scaling.apply_lut(b, scaling.read_lut(choice.lut))
+  return dataclasses.replace(chosen, b=b)
 
 
-def read_upload(path: str) -> np.ndarray:
-  """Reads an uploaded picture as `pictures.read_image`, if it is not too large for this page.
+def _choose_slice(choice: Choice) -> Chosen:
+  """The slice of two volumes that is chosen."""
+  slices = _slices(choice)
+  i = _whole(choice.index, 0, len(slices.a) - 1, "the slice")
+  stem = uploads.stem_of(str(choice.file_a))
+  note = f"{slices.plane} slice {i} of 0 to {len(slices.a) - 1}; {slices.note}"
+  return Chosen(
+    slices.a[i],
+    slices.b[i],
+    f"{stem}/{slices.plane}/{i}",
+    f"{stem}_{slices.plane}_{i:03d}",
+    {"titles": slices.titles, "aspect": slices.aspect, "note": note},
+  )
 
-  Raises:
-    UserError: it is no readable picture or has too many pixels. The message names the file as it
-      was uploaded, without its place on this machine.
-  """
-  name = os.path.basename(path)
-  try:
-    # Only the header: the picture may claim any size.
-    with Image.open(path) as image:
-      width, height = image.size
-  except Exception:  # Pillow raises anything; `read_image` says below what is wrong
-    width = height = 0
-  if width * height > MAX_PIXELS:
-    raise UserError(
-      f"{name}: {width} x {height} pixels; this page takes {MAX_PIXELS:,}, dmfnet fuse takes more"
-    )
-  try:
-    return pictures.read_image(path)
-  except UserError as error:
-    raise UserError(str(error).replace(path, name)) from error
+
+def _slices(choice: Choice) -> uploads.Slices:
+  return uploads.read_slices(
+    str(choice.file_a), str(choice.file_b), choice.window_a, choice.window_b
+  )
 
 
 def _whole(value: float | None, low: int, high: int, what: str) -> int:

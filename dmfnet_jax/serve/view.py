@@ -1,13 +1,15 @@
 """What `dmfnet serve` shows: pieces of HTML, with the pictures inside them.
 
-The blend slider needs no server: it sets one CSS variable, from -1 (A) over 0 (fused) to 1 (B),
-which the opacity of the pictures laid over each other follows.
+The slider needs no server: it sets one CSS variable, from -1 (A) over 0 (fused) to 1 (B), which the
+opacity of the pictures laid over each other follows. In the other mode it runs from A alone to B
+laid over A.
 """
 
 import html
 
 import numpy as np
 
+from dmfnet_jax.io import color, panels
 from dmfnet_jax.report.page import data_uri
 
 CSS = """
@@ -20,9 +22,16 @@ CSS = """
 .dmf .result { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem; }
 .dmf .small { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; align-content: start; }
 .dmf .blend { position: relative; }
+.dmf .blend img { aspect-ratio: var(--aspect); image-rendering: auto; }
 .dmf .blend img + img { position: absolute; inset: 0; height: 100%; }
 .dmf .blend .over-a { opacity: clamp(0, -1 * var(--t, 0), 1); }
 .dmf .blend .over-b { opacity: clamp(0, var(--t, 0), 1); }
+.dmf .blend .layer { opacity: 0; background: none; }
+.dmf[data-mode=overlay] .over-a { opacity: 1; }
+.dmf[data-mode=overlay] .over-b { opacity: 0; }
+.dmf[data-mode=overlay] .layer { opacity: calc(.5 + .5 * var(--t, 0)); }
+.dmf .modes { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 0 0 .6rem; }
+.dmf .problem { border-left: 4px solid #d9622b; padding: .4rem .9rem; overflow-wrap: anywhere; }
 .dmf label.slider { display: flex; gap: .8rem; align-items: center; margin: .6rem 0; }
 .dmf label.slider input { flex: 1; accent-color: var(--color-accent); }
 .dmf a.download {
@@ -43,39 +52,79 @@ def heading(title: str) -> str:
   )
 
 
-def sources(a: np.ndarray | None, b: np.ndarray | None) -> str:
-  """The two pictures before they are fused, uint8 [H, W] or [H, W, 3]; None for a missing one."""
-  figures = [_figure(_png(x), name) for x, name in ((a, "A"), (b, "B")) if x is not None]
-  note = ""
+def sources(
+  a: np.ndarray | None,
+  b: np.ndarray | None,
+  *,
+  titles: tuple[str, str] = ("A", "B"),
+  aspect: float = 0,
+  note: str = "",
+) -> str:
+  """The two pictures before they are fused, uint8 [H, W] or [H, W, 3]; None for a missing one.
+
+  Titles and note are plain text; for `aspect` see `result`.
+  """
+  shown = [(x, title) for x, title in zip((a, b), titles, strict=True) if x is not None]
+  figures = [_figure(_png(x), title, aspect) for x, title in shown]
   if len(figures) < 2:
     note = (
-      '<p class="note">Upload A and B: two pictures of one size, registered to each other. PNG, '
-      "JPEG, TIFF or BMP.</p>"
+      "Upload A and B, registered to each other: two pictures of one size (PNG, JPEG, TIFF, BMP, "
+      "GIF, WebP), two NIfTI volumes, or two zip files with the files of a DICOM series each."
     )
-  return f'<div class="dmf">{note}<div class="sources">{"".join(figures)}</div></div>'
+  return f'<div class="dmf">{_note(note)}<div class="sources">{"".join(figures)}</div></div>'
+
+
+def problem(message: str) -> str:
+  """What is wrong, plain text, in place of the pictures."""
+  return f'<div class="dmf"><p class="problem" role="alert">{html.escape(message)}</p></div>'
 
 
 def result(
-  a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, name: str, deviation: np.ndarray | None = None
+  a: np.ndarray,
+  b: np.ndarray,
+  fused: np.ndarray,
+  *,
+  name: str,
+  deviation: np.ndarray | None = None,
+  titles: tuple[str, str] = ("A", "B"),
+  aspect: float = 0,
+  note: str = "",
 ) -> str:
   """The fused picture beside its sources, with a slider that blends it into either.
 
-  All are uint8, A [H, W], the others [H, W] or [H, W, 3]; `deviation` is a picture of the deviation
-  over the noise draws. The downloads are named after the pair's name, plain text.
+  Another choice lays B over A, as `panels.overlay` does, at the slider's opacity.
+
+  Args:
+    a: uint8 [H, W].
+    b: uint8 [H, W] or [H, W, 3].
+    fused: uint8 [H, W] or [H, W, 3].
+    name: of the pair, plain text: the downloads are NAME_fused.png and NAME_std.png.
+    deviation: a picture of the deviation over the noise draws, uint8.
+    titles: of A and B, plain text.
+    aspect: width over height at which pictures are shown; 0: their own.
+    note: what else is to be known, plain text.
   """
   uri_a, uri_b, uri_fused = _png(a), _png(b), _png(fused)
+  colours, is_above = panels.layer(color.drop_neutral(b))
+  uri_layer = _png(np.dstack([colours, np.where(is_above, 255, 0).astype(np.uint8)]))
+  blended = (("fused", uri_fused), ("over-a", uri_a), ("over-b", uri_b), ("layer", uri_layer))
+  stack = "".join(f'<img class="{kind}" src="{uri}" alt="">' for kind, uri in blended)
+  set_mode = "this.closest('.dmf').dataset.mode = this.value"
   parts = [
-    '<div class="dmf"><div class="result"><div><div class="blend" role="img" '
-    f'aria-label="the fused picture, blended with A or B"><img class="fused" src="{uri_fused}" '
-    f'alt=""><img class="over-a" src="{uri_a}" alt=""><img class="over-b" src="{uri_b}" alt="">'
-    '</div><label class="slider">A <input type="range" min="-1" max="1" step="0.02" value="0" '
-    'list="dmf-middle" aria-label="blend: A, fused, B" oninput="this.closest(\'.dmf\')'
-    ".querySelector('.blend').style.setProperty('--t', this.value)\"> B</label>"
-    '<datalist id="dmf-middle"><option value="0"></option></datalist>'
-    '<p class="note">In the middle of the slider stands the fused picture alone.</p>',
-    _download(uri_fused, f"{name}.png", "Download the fused picture"),
+    f'<div class="dmf" data-mode="blend" style="--aspect:{aspect or "auto"}"><div class="result">'
+    f'<div><div class="blend" role="img" aria-label="the fused picture, or B over A">{stack}</div>'
+    '<label class="slider"><span>A</span> <input type="range" min="-1" max="1" step="0.02" '
+    'value="0" list="dmf-middle" aria-label="blend" oninput="this.closest(\'.dmf\')'
+    ".querySelector('.blend').style.setProperty('--t', this.value)\"> <span>B</span></label>"
+    '<datalist id="dmf-middle"><option value="0"></option></datalist><p class="modes">'
+    f'<label><input type="radio" name="dmf-mode" value="blend" checked oninput="{set_mode}"> A, '
+    "fused in the middle, B</label> "
+    f'<label><input type="radio" name="dmf-mode" value="overlay" oninput="{set_mode}"> B over A, '
+    f"not fused</label></p>{_note(note)}",
+    _download(uri_fused, f"{name}_fused.png", "Download the fused picture"),
   ]
-  figures = [_figure(uri_a, "A"), _figure(uri_b, "B"), _figure(uri_fused, "fused")]
+  figures = [_figure(uri_a, titles[0], aspect), _figure(uri_b, titles[1], aspect)]
+  figures.append(_figure(uri_fused, "fused", aspect))
   if deviation is not None:
     uri_deviation = _png(deviation)
     parts.append(_download(uri_deviation, f"{name}_std.png", "Download the deviation"))
@@ -84,8 +133,15 @@ def result(
   return "".join(parts)
 
 
-def _figure(uri: str, caption: str) -> str:
-  return f'<figure><img src="{uri}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+def _note(text: str) -> str:
+  return f'<p class="note">{html.escape(text)}</p>' if text else ""
+
+
+def _figure(uri: str, caption: str, aspect: float = 0) -> str:
+  """A picture with its caption, plain text."""
+  words = html.escape(caption)
+  shape = f' style="aspect-ratio:{aspect:.4f}"' if aspect else ""
+  return f'<figure><img src="{uri}" alt="{words}"{shape}><figcaption>{words}</figcaption></figure>'
 
 
 def _download(uri: str, name: str, label: str) -> str:
