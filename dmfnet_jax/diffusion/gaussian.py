@@ -6,6 +6,7 @@ example, so that a sample does not depend on the batch in which it is drawn.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,11 +112,57 @@ def ddim_sample(
     raise ValueError(f"num_steps must be in 1..{start + 1}, got {num_steps}")
   # Indices into noise_levels, from x_t's down to 0, where the noise level is 1 (no noise).
   times = jnp.asarray(np.round(np.linspace(start + 1, 0, num_steps + 1)).astype(np.int32))
+  levels = schedule.noise_levels[times]
 
-  def step(k: Array, x: Array) -> Array:
-    g, g_next = schedule.noise_levels[times[k]], schedule.noise_levels[times[k + 1]]
-    x_start = jnp.clip(denoise_fn(x, jnp.full(x.shape[:1], g)), -1, 1)
-    noise = (x - g * x_start) / jnp.sqrt(1 - g**2)
-    return g_next * x_start + jnp.sqrt(1 - g_next**2) * noise
+  def predict(x: Array, k: Array) -> Array:
+    return denoise_fn(x, levels[k])
 
-  return jax.lax.fori_loop(0, num_steps, step, x_t)
+  return ddim_steps(predict, x_t, levels, jnp.sqrt(1 - levels**2))[0]
+
+
+def ddim_steps(
+  predict: Callable[[Array, Array], Array],
+  x_t: Array,
+  signal: Any,
+  spread: Any,
+  *,
+  eta: float = 0.0,
+  keys: Any = None,
+  rectify: Callable[[Array, Any], tuple[Array, Any]] = lambda x_start, state: (x_start, state),
+  state: Any = None,
+) -> tuple[Array, Any]:
+  """DDIM along any steps, with a hook that corrects the predicted clean images.
+
+  Args:
+    predict: images x_t and the step's number k [B] to clean images, which are clipped to [-1, 1].
+    x_t: [B, H, W, C].
+    signal: [N + 1] sqrt(alpha_bar) of x_t, and after each of the N steps.
+    spread: [N + 1] sqrt(1 - alpha_bar); of its own, as it is small where the signal is near 1.
+    eta: 0 draws nothing, 1 is ancestral sampling (Song et al. 2021, equation 16).
+    keys: [B] PRNG keys, where eta is not 0; folded with the step's number.
+    rectify: clean images and a state to other clean images, which the step goes on with, and the
+      next state.
+    state: before the first step.
+
+  Returns:
+    The images after the last step, and the last state.
+  """
+  ratio = signal[:-1] / signal[1:]
+  sigma = eta * spread[1:] / spread[:-1] * (1 - ratio**2) ** 0.5
+  along = (spread[1:] ** 2 - sigma**2) ** 0.5
+  signal, spread, sigma, along = (
+    jnp.asarray(table, jnp.float32) for table in (signal, spread, sigma, along)
+  )
+
+  def step(k: Array, carried: tuple[Array, Any]) -> tuple[Array, Any]:
+    x, state = carried
+    x_start = jnp.clip(predict(x, jnp.full(x.shape[:1], k)), -1, 1)
+    x_start, state = rectify(x_start, state)
+    noise = (x - signal[k] * x_start) / spread[k]
+    x = signal[k + 1] * x_start + along[k] * noise
+    if eta:
+      drawn = normal_per_example(jax.vmap(jax.random.fold_in, (0, None))(keys, k), x.shape[1:])
+      x = x + sigma[k] * drawn
+    return x, state
+
+  return jax.lax.fori_loop(0, len(signal) - 1, step, (x_t, state))

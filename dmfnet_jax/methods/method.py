@@ -22,6 +22,10 @@ Params = dict[str, Any]
 Images = dict[str, Array]
 
 STATS = "stats"
+WINDOW = "window"
+"""Beside the sources of a tile, where it lies in its picture: int32 [B, 4], first row and column,
+and the height and width to which the whole picture is padded. Noise belongs to the picture:
+`diffusion.window` draws the tile's part of it."""
 
 
 class Field(NamedTuple):
@@ -163,6 +167,10 @@ class Method:
     is_random: whether `fuse` draws noise from its keys.
     exact_size: a picture is padded to `stride` and no further. Otherwise to one of a few sizes, so
       that mixed sizes share programs.
+    in_tiles: what overlapping tiles of a large picture give: "same" as the whole picture but for
+      rounding; "close", where norms, attention or statistics see a tile in place of the picture;
+      "no", where it is not to be had. Noise must be that of a tile's `WINDOW`. None: "no" where
+      `fuse` draws noise, and otherwise "close".
     stride: of a model config.
     parts: how many pieces of the work can be taken one by one where memory is short.
     memory: (config, padded size, examples, parts_per_step, bytes a value) to about the bytes that
@@ -170,6 +178,8 @@ class Method:
     check: refuses a training config that cannot work, by a `UserError` that names the field.
     from_torch: converts published weights: a state dict by part to (parameters, model config).
     torch_parts: the parts that `from_torch` wants, each with what it is.
+    from_model: makes a model of one of another method: its parameters and model config to
+      (parameters, model config). A `UserError` where it has not what is needed.
     extras: further functions of a model by name, made as `fuse` is.
   """
 
@@ -185,12 +195,14 @@ class Method:
   space: int = 2
   is_random: bool = False
   exact_size: bool = False
+  in_tiles: str | None = None
   stride: Callable[[Config], int] = lambda config: 1
   parts: Callable[[Config], int] = lambda config: 1
   memory: Callable[[Config, tuple[int, ...], int, int, int], int] | None = None
   check: Callable[[Config], None] = lambda config: None
   from_torch: Callable[..., tuple[Params, dict[str, Any]]] | None = None
   torch_parts: Mapping[str, str] = field(default_factory=dict)
+  from_model: Callable[[Params, Config], tuple[Params, dict[str, Any]]] | None = None
   extras: Mapping[str, Callable[[Config, Compute], Callable[..., Any]]] = field(
     default_factory=dict
   )

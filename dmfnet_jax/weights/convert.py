@@ -1,12 +1,18 @@
-"""`dmfnet convert`: a method's published PyTorch weights into one model file."""
+"""`dmfnet convert`: a method's published PyTorch weights into one model file.
 
+Or networks of another method's model, for a method that can take them (`Method.from_model`).
+"""
+
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.methods.method import Compute
 from dmfnet_jax.weights import files as weights
+from dmfnet_jax.weights.find import load_params
 
 
 def convert(
@@ -16,11 +22,12 @@ def convert(
   overrides: Mapping[str, Any] | None = None,
   **options: Any,
 ) -> None:
-  """Converts the published program's `.pth` files into one model file for `load_model`.
+  """Converts the published program's `.pth` files, or a model, into one file for `load_model`.
 
   Args:
     method_name: whose weights they are.
-    files: the parts that the method's `torch_parts` names, each with its file.
+    files: the parts that the method's `torch_parts` names, each with its file; where the method
+      has a `from_model`, one of them with a model: a name, a model file or a training workdir.
     out: the `.safetensors` file to write; its folder must exist.
     overrides: fields of the model config that the files do not tell, "section.field" to value.
     **options: what the method's `from_torch` takes besides.
@@ -37,18 +44,30 @@ def convert(
     raise UserError(f"{method_name} has no part {unknown[0]!r}: give {known}")
   if Path(out).is_dir() or not Path(out).absolute().parent.is_dir():
     raise UserError(f"cannot write {out}: give a file in a folder that exists")
-  states = {part: read_pth(path) for part, path in files.items()}
+  if method.from_model is not None and len(files) == 1 and _is_model(*files.values()):
+    take = functools.partial(method.from_model, *load_params(*files.values()))
+  else:
+    states = {part: read_pth(path) for part, path in files.items()}
+    take = functools.partial(method.from_torch, states, **options)
   try:
-    params, config = method.from_torch(states, **options)
+    params, config = take()
   except UserError as error:
-    raise UserError(f"{', '.join(map(str, files.values()))}: {error}") from error
+    named = "".join(f"{path}: " for path in files.values())
+    raise UserError(f"{named}{error}") from error
   config = weights.complete({"method": method_name, **config})
   for name, value in (overrides or {}).items():
     section, _, field = name.partition(".")
     if not isinstance(config.get(section), dict) or field not in config[section]:
       raise UserError(f"{method_name}'s model config has no field {name!r}")
     config[section][field] = _as(type(config[section][field]), name, value)
+  if params.keys() >= set(method.networks):
+    method.fuse(config, Compute())  # refuses fields that cannot work, before anything is written
   weights.save_weights(out, params, config)
+
+
+def _is_model(path: str | Path) -> bool:
+  """Whether a word stands for a model, as `load_params` takes it, and not for a PyTorch file."""
+  return Path(path).suffix not in (".pth", ".pt")
 
 
 def read_pth(path: str | Path) -> dict[str, Any]:

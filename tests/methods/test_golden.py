@@ -14,6 +14,7 @@ FILES = {
   "adafuse": ("adafuse",),
   "cddfuse": ("cddfuse",),
   "coconet": ("coconet",),
+  "ddfm": ("ddfm",),
   "waveae": ("waveae",),
 }
 CHECKS = [(name, file) for name, files in FILES.items() for file in files]
