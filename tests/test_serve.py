@@ -295,6 +295,7 @@ def server(tmp_path_factory):
   patch = pytest.MonkeyPatch()
   for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
     patch.setenv(name, "")
+  patch.setattr(serve, "MAX_FILE_SIZE", 2**20)  # quick to go beyond
   folder = tmp_path_factory.mktemp("uploads")
   serve._import_gradio(str(folder))
   model = FakeModel()

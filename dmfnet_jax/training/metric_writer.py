@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from dmfnet_jax.io import paths
+from dmfnet_jax.io import finite_json, paths
 from dmfnet_jax.training.progress import say
 
 # An object store appends nothing: there the whole file is written anew, and not at every line.
@@ -47,15 +47,15 @@ class MetricWriter:
       )
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Appends one line {"step": step, name: value, ...}; values must be finite to be JSON."""
+    """Appends one line {"step": step, name: value, ...}; what is not finite is null."""
     if not self._active:
       return
-    values = {name: float(value) if np.isfinite(value) else None for name, value in scalars.items()}
-    self._waiting.append(json.dumps({"step": step, **values}))
+    values = {name: float(value) for name, value in scalars.items()}
+    self._waiting.append(finite_json.dumps({"step": step, **values}))
     if not self._remote or time.monotonic() > self._written + _REMOTE_SECONDS:
       self._write_waiting()
     if self._tensorboard:
-      self._tensorboard.write_scalars(step, {k: float(v) for k, v in scalars.items()})
+      self._tensorboard.write_scalars(step, values)
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows a uint8 [H, W, C] picture in TensorBoard."""
