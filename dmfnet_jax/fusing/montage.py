@@ -59,17 +59,18 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
   drawn = f"{len(chosen)} of {len(stacks[0])} {plane} slices"
   if times > 1:
     drawn += f", enlarged {times} times (nearest neighbour)"
+  heading = [
+    f"model {model_name(result.record['model'])}, seed {result.record['seed']}",
+    drawn,
+    "RESEARCH USE ONLY, not for diagnosis",
+  ]
   if not result.a.placed:
-    drawn += "; the file does not say which side is which"
+    heading.insert(2, "A's file does not say which side is which")
   return panels.panel(
     rows,
     column_titles=list(columns),
     row_titles=[_slice_title(result, i) for i in chosen],
-    heading=(
-      f"model {model_name(result.record['model'])}, seed {result.record['seed']}",
-      drawn,
-      "RESEARCH USE ONLY, not for diagnosis",
-    ),
+    heading=heading,
     bars=bars,
   )
 

@@ -51,11 +51,11 @@ def test_what_is_written_on_it(result, drawn):
   _, told = drawn[0]
   assert told["column_titles"] == ["A", "B: PET", "fused", "SD of 8 draws"]
   assert told["row_titles"] == [f"z {5 * i} mm" for i in FILLED]  # no row shows a dim voxel alone
-  assert told["heading"] == (
+  assert told["heading"] == [
     "model mine, seed 4",
     "6 of 12 axial slices, enlarged 8 times (nearest neighbour)",
     "RESEARCH USE ONLY, not for diagnosis",
-  )
+  ]
   none, of_b, nothing, of_sd = told["bars"]
   assert none is nothing is None  # A is shown as stored
   assert of_b[1] == "0 to 7 SUV"
@@ -69,7 +69,7 @@ def test_voxels_are_square_and_shown_as_they_are(result, drawn):
     montage.draw_montage(shown)
   (bare, told), (lettered, _) = drawn
   assert told["row_titles"] == [str(i) for i in FILLED]
-  assert "which side is which" in told["heading"][1]
+  assert "which side is which" in told["heading"][2]
   picture = result.grey_a[::-1, ::-1, FILLED[0]].T  # right on the left, the nose up
   expected = picture.repeat(8, 0).repeat(8, 1)
   np.testing.assert_array_equal(bare[0][0], np.dstack([expected] * 3))
