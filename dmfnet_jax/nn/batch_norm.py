@@ -63,5 +63,4 @@ class BatchNorm(nn.Module):
       jnp.asarray(y).reshape(-1, 1, 1, channels) for y in (used_mean, used_variance, scale, bias)
     )
     factor = lax.rsqrt(used_variance + 1e-5) * scale
-    offset = bias - used_mean * factor
-    return (x * factor + offset).astype(self.dtype)
+    return ((x - used_mean) * factor + bias).astype(self.dtype)
