@@ -174,10 +174,12 @@ def test_large_volumes_are_refused_before_they_are_unpacked(tmp_path, monkeypatc
   file = volume(tmp_path / "v.nii.gz", 0)
   phantoms.write_series(tmp_path / "ct", 3)
   archive = zipped(tmp_path / "ct.zip", tmp_path / "ct")
-  monkeypatch.setattr(uploads, "MAX_VOXELS", 2999)
-  monkeypatch.setattr(uploads, "_MAX_FILES", 2)
-  with pytest.raises(UserError, match=r"^v\.nii\.gz: 3,000 voxels; this page takes 2,999"):
+  monkeypatch.setattr(uploads, "MAX_VOXELS", 100)
+  with pytest.raises(UserError, match=r"^v\.nii\.gz: 3,000 voxels; this page takes 100"):
     choose(OWN, file, file)
+  with pytest.raises(UserError, match=r"^ct\.zip: 3 images of .* are too large"):
+    choose(OWN, archive, archive)
+  monkeypatch.setattr(uploads, "_MAX_FILES", 2)
   with pytest.raises(UserError, match=r"^ct\.zip: unpacks to more than 2 files"):
     choose(OWN, archive, archive)
 

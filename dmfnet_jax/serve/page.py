@@ -168,7 +168,8 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
 
     # Nothing here is an API: the page's own events only.
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    at_once = {**hidden, "show_progress": "hidden"}
+    # What is shown last is what was chosen last, however quickly one thing follows the other.
+    at_once = {**hidden, "show_progress": "hidden", "trigger_mode": "always_last"}
     sources = [choice, file_a, file_b, lut, window_a, window_b, index]
     choice.change(lambda value: gradio.update(visible=value == _OWN), choice, own, **at_once)
     for event in (choice.change, file_a.change, file_b.change):
@@ -176,7 +177,7 @@ def build_page(model: Any, samples: Mapping[str, Sources], *, title: str) -> Any
       arranged.then(checked(preview), sources, view, **at_once)
     for event in (page.load, lut.change, window_a.submit, window_b.submit):
       event(checked(preview), sources, view, **at_once)
-    index.input(checked(preview), sources, view, trigger_mode="always_last", **at_once)
+    index.input(checked(preview), sources, view, **at_once)
     fused = button.click(
       checked(fuse), [seed, draws, *sources], view, concurrency_limit=1, **hidden
     )

@@ -156,7 +156,8 @@ def _read_volume(path: str) -> Volume:
       voxels = math.prod(image.shape)
     except Exception:  # nibabel raises anything; `read_nifti` says below what is wrong
       voxels = 0
-    _check_voxels(voxels)
+    if voxels > MAX_VOXELS:
+      raise UserError(f"{voxels:,} voxels; this page takes {MAX_VOXELS:,}, dmfnet fuse takes more")
     return nifti.read_nifti(path)
 
 
@@ -180,9 +181,7 @@ def _read_archive(path: str) -> Volume:
             shutil.copyfileobj(packed, unpacked)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
       raise UserError(f"no zip file that can be unpacked: {error}") from None
-    volume = read_dicom(folder)
-    _check_voxels(volume.data.size)
-    return volume
+    return read_dicom(folder, max_voxels=MAX_VOXELS)
 
 
 def _is_shown(name: str) -> bool:
@@ -194,11 +193,6 @@ def _check_pixels(height: int, width: int) -> None:
     raise UserError(
       f"{width} x {height} pixels; this page takes {MAX_PIXELS:,}, dmfnet fuse takes more"
     )
-
-
-def _check_voxels(count: int) -> None:
-  if count > MAX_VOXELS:
-    raise UserError(f"{count:,} voxels; this page takes {MAX_VOXELS:,}, dmfnet fuse takes more")
 
 
 @contextmanager

@@ -84,8 +84,12 @@ class _MixedError(UserError):
     self.suspects = [frame for group in groups if group is not largest for frame in group]
 
 
-def read_dicom(path: paths.PathLike) -> Volume:
+def read_dicom(path: paths.PathLike, *, max_voxels: int = headers.MAX_VOXELS) -> Volume:
   """Reads a file (of one image or many frames), or the series in a folder, without subfolders.
+
+  Args:
+    path: the file or folder.
+    max_voxels: more are refused before they are decoded.
 
   Returns:
     The volume. Its axes are columns, rows, slices, and its `source` is the `Frame` of each slice.
@@ -99,7 +103,7 @@ def read_dicom(path: paths.PathLike) -> Volume:
   try:
     with headers.quiet():
       frames, order = _sorted_volume(_read_headers(files, skipped), skipped)
-      if sum(math.prod(frame.shape) for frame in frames) > headers.MAX_VOXELS:
+      if sum(math.prod(frame.shape) for frame in frames) > max_voxels:
         raise UserError(f"{len(frames)} images of {frames[0].shape} are too large: cut it up")
       mosaic = check_mosaic(frames) if frames else ""
       frames, arrays = _decode(frames, skipped)
