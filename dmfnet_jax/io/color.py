@@ -19,12 +19,12 @@ WEIGHTS = (0.299, 0.587, 0.114)
 _GREY_BITS = 15
 _GREY = (9798, 19235, 3735)  # 0.299, 0.587, 0.114 times 2^15
 
-_BITS = 14
-_HALF = 1 << (_BITS - 1)
-_Y = (4899, 9617, 1868)  # 0.299, 0.587, 0.114 times 2^14
-_CR, _CB = 11682, 9241  # 0.713, 0.564 times 2^14
-_CR_TO_R, _CB_TO_B = 22987, 29049  # 1.403, 1.773
-_CR_TO_G, _CB_TO_G = -11698, -5636  # -0.714, -0.344
+YCRCB_BITS = 14
+_HALF = 1 << (YCRCB_BITS - 1)
+Y_WEIGHTS = (4899, 9617, 1868)  # 0.299, 0.587, 0.114 times 2^14
+CR_WEIGHT, CB_WEIGHT = 11682, 9241  # 0.713, 0.564 times 2^14
+CR_TO_R, CB_TO_B = 22987, 29049  # 1.403, 1.773
+CR_TO_G, CB_TO_G = -11698, -5636  # -0.714, -0.344
 
 
 def rgb_to_luma(rgb: np.ndarray) -> np.ndarray:
@@ -70,16 +70,16 @@ def replace_luma(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
   if luma.shape != red.shape:
     raise ValueError(f"luma {luma.shape} does not fit the colour picture {np.shape(rgb)}")
 
-  y = (red * _Y[0] + green * _Y[1] + blue * _Y[2] + _HALF) >> _BITS
+  y = (red * Y_WEIGHTS[0] + green * Y_WEIGHTS[1] + blue * Y_WEIGHTS[2] + _HALF) >> YCRCB_BITS
   # OpenCV stores Cr and Cb as saturated bytes around 128: the inverse starts from those.
-  cr = np.clip(((red - y) * _CR + _HALF) >> _BITS, -128, 127)
-  cb = np.clip(((blue - y) * _CB + _HALF) >> _BITS, -128, 127)
+  cr = np.clip(((red - y) * CR_WEIGHT + _HALF) >> YCRCB_BITS, -128, 127)
+  cb = np.clip(((blue - y) * CB_WEIGHT + _HALF) >> YCRCB_BITS, -128, 127)
 
   y = luma.astype(np.int32)
   out = np.empty(np.shape(rgb), np.uint8)
-  out[..., 0] = np.clip(y + ((cr * _CR_TO_R + _HALF) >> _BITS), 0, 255)
-  out[..., 1] = np.clip(y + ((cr * _CR_TO_G + cb * _CB_TO_G + _HALF) >> _BITS), 0, 255)
-  out[..., 2] = np.clip(y + ((cb * _CB_TO_B + _HALF) >> _BITS), 0, 255)
+  out[..., 0] = np.clip(y + ((cr * CR_TO_R + _HALF) >> YCRCB_BITS), 0, 255)
+  out[..., 1] = np.clip(y + ((cr * CR_TO_G + cb * CB_TO_G + _HALF) >> YCRCB_BITS), 0, 255)
+  out[..., 2] = np.clip(y + ((cb * CB_TO_B + _HALF) >> YCRCB_BITS), 0, 255)
   return out
 
 

@@ -14,6 +14,7 @@ FILES = {
   "adafuse": ("adafuse",),
   "cddfuse": ("cddfuse",),
   "coconet": ("coconet",),
+  "dfvo": ("dfvo",),
   "ddfm": ("ddfm",),
   "waveae": ("waveae",),
 }
