@@ -59,7 +59,7 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.network.update(stem=16, widths=(28, 40, 52, 64), head=8, dim=64, heads=4, depth=1)
   config.loss.ssim_gradient = True
   config.crop_size = 128
-  config.num_train_steps = 3_000
+  config.num_train_steps = 2_500
   config.log_every_steps = 25
   config.eval_every_steps = config.sample_every_steps = 500
   config.checkpoint_every_steps = 250
