@@ -33,7 +33,7 @@ SMALLER = {
   "waveae": {1: ["network.levels=1"]},
   "emma": {
     1: ["sensing.width=4", "sensing.levels=2", "crop_size=32"],
-    2: ["fuser.widths=(4,8)", "fuser.heads=2", "crop_size=32"],
+    2: ["fuser.widths=(4,4)", "fuser.heads=1", "crop_size=32"],
   },
 }
 # Methods that are not trained: whose model theirs is made of, and what is other than by default.

@@ -16,6 +16,7 @@ FILES = {
   "coconet": ("coconet",),
   "dfvo": ("dfvo",),
   "ddfm": ("ddfm",),
+  "emma": ("emma",),
   "waveae": ("waveae",),
 }
 CHECKS = [(name, file) for name, files in FILES.items() for file in files]
