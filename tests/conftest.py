@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import itertools
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 
 _MANY_MAPS = 20_000
+_USERS_METHODS = itertools.count()
 _COMPILATION_CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
@@ -83,7 +85,8 @@ def users_method(monkeypatch) -> Callable[[Any], str]:
   def name_of(method: Any) -> str:
     from dmfnet_jax.methods import parts
 
-    module = types.ModuleType(f"users_method_{id(method)}")
+    # Not by its address: programs are kept by name, and another method may get the same one.
+    module = types.ModuleType(f"users_method_{next(_USERS_METHODS)}")
     module.METHOD = method
     monkeypatch.setitem(sys.modules, module.__name__, module)
     parts.allow([module.__name__])

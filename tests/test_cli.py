@@ -92,6 +92,8 @@ TRAINING = [
       1,
       fused("a", "b", "c", precision="bfloat16", resume=True, shard="3/8", overlay=0.5),
     ),
+    ("fuse a b -o c --tile 512", 1, fused("a", "b", "c", tile=512)),
+    ("fuse a b -o c --tile off", 1, fused("a", "b", "c", tile="off")),
     ("fuse --rgb a b -o c", 1, fused("a", "b", "c", rgb=True)),
     ("fuse a b -o c --rgb 4d --save-b", 1, fused("a", "b", "c", rgb="4d", save_b=True)),
     (

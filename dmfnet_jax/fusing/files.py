@@ -85,7 +85,7 @@ def fuse_files(
   from dmfnet_jax.inference.model import load_model
 
   model = load_model(options.model, compute_dtype=options.precision)
-  _check_model(model.method, options)
+  _check_model(model, options)
   if options.precision == "bfloat16" and jax.default_backend() == "cpu":
     say(
       "warning: bfloat16 is slower than float32 on a CPU here; its fast way is OpenVINO on "
@@ -128,13 +128,15 @@ def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
     )
 
 
-def _check_model(method: Any, options: FuseOptions) -> None:
+def _check_model(model: Any, options: FuseOptions) -> None:
   """Refuses a model that does not do what is asked for, before it fails for every pair."""
+  method = model.method
   if len(method.sources) != 2 or method.space != 2:
     takes = ", ".join(field.name for field in method.sources)
     raise UserError(f"{options.model} does not fuse two pictures: it takes {takes}")
   if options.samples is not None and not method.is_random:
     raise UserError(f"{options.model} draws no noise: leave out --samples")
+  model.tile_size(1, 1, options.tile)
 
 
 def _fuse_pictures(
@@ -145,7 +147,7 @@ def _fuse_pictures(
     return 0
 
   def load(pair: Pair) -> LoadedPair:
-    return load_pair(pair, options, model_sha256)
+    return load_pair(pair, options, model_sha256, model)
 
   def size(loaded: LoadedPair) -> tuple[int, int]:
     return model.padded_size(*loaded.a.shape)
@@ -194,6 +196,7 @@ def _fuse_batch(
   sources = [loaded.a for loaded in batch.values()], [loaded.b for loaded in batch.values()]
   asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
   asked["names"] = list(batch)
+  (asked["tile"],) = {loaded.tile or "off" for loaded in batch.values()}  # they are of one size
   if options.samples is None:
     return model.fuse(*sources, **asked), [None] * len(batch)
   return model.fuse(*sources, **asked, samples=options.samples)

@@ -38,6 +38,16 @@ def _window(letter: str) -> Any:
   return _option(None, RESULT, text, MEASURED, metavar="LO,HI")
 
 
+def _tile(text: str) -> int | str:
+  """Reads --tile."""
+  if text in ("auto", "off"):
+    return text
+  try:
+    return int(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"auto, off or a side in pixels, not {text!r}") from None
+
+
 def _rgb(text: str) -> bool | str:
   """Reads what may stand behind --rgb."""
   if text in ("rgb24", "4d"):
@@ -78,6 +88,14 @@ class FuseOptions:
     "STEM_overlay.nii.gz, and into the montage); of a grey B in the colours of --lut, or in hot",
     bounds=(0.0, 1.0),
     metavar="ALPHA",
+  )
+  tile: int | str = _option(
+    "auto",
+    RESULT,
+    "fuse pictures with a longer side in overlapping tiles of N; auto: of 1024 where they do not "
+    "fit the memory; off: never (%(default)s)",
+    type=_tile,
+    metavar="auto|N|off",
   )
   strict: bool = _option(False, NOTHING, "do not start where a file has no partner")
   precision: str = _option(

@@ -10,6 +10,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.record import describe_windows, make_record, write_record
+from dmfnet_jax.inference import tiles
 from dmfnet_jax.io import color, panels, pictures, scaling
 from dmfnet_jax.io.windows import Asked, UsedWindow, choose_window
 
@@ -25,6 +26,7 @@ class LoadedPair:
     a: uint8 [H, W].
     b: uint8 [H, W] or [H, W, 3].
     overlay: uint8 [H, W, 3], B laid over A, where that was asked for.
+    tile: the side of the tiles in which the pair is fused; None: whole.
     record: to be written beside the result; None where nothing was scaled or coloured.
     remarks: what to tell, by what is not to be told twice.
   """
@@ -33,12 +35,15 @@ class LoadedPair:
   a: np.ndarray
   b: np.ndarray
   overlay: np.ndarray | None
+  tile: int | None
   record: Mapping[str, Any] | None
   remarks: Mapping[str, str]
 
 
-def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair:
+def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -> LoadedPair:
   """Reads the pictures of a pair and applies windows and the colour map where asked to.
+
+  The `model` says whether it is to be fused in tiles.
 
   Raises:
     UserError: a file cannot be read, the sizes differ, or an option does not fit a picture.
@@ -62,13 +67,18 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str) -> LoadedPair
   for path, shown in ((pair.a, a), (pair.b, b)):
     if not shown.any():
       remarks[f"black {path}"] = f"warning: {path}: {BLACK}"
+  tile = model.tile_size(*a.shape[:2], options.tile)
+  if tile is not None:
+    told = tiles.describe(model.method, a.shape[:2], tile)
+    remarks[told] = f"pair {pair.stem}: {told}"
+    options = dataclasses.replace(options, tile=tile)
   windows = {"a": window_a, "b": window_b}
   if told := describe_windows(windows):
     remarks[told] = f"pair {pair.stem}: windows: {told}"
   record = None
   if told or options.lut is not None:
     record = make_record(options, pair.stem, model_sha256, windows, options.lut)
-  return LoadedPair(pair, color.to_grey(a), b, overlay, record, remarks)
+  return LoadedPair(pair, color.to_grey(a), b, overlay, tile, record, remarks)
 
 
 def write_pair(

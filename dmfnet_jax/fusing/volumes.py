@@ -22,6 +22,7 @@ from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pictures import BLACK
 from dmfnet_jax.fusing.record import describe_windows, make_record
 from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
+from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown, show
 from dmfnet_jax.io import color, grids, nifti, other_volumes, panels, scaling
 from dmfnet_jax.io.grids import Volume
@@ -96,6 +97,11 @@ def _fuse_pair(
     colours = f"; colours: {lut}" if lut else ""
     say(f"pair {pair.stem}: windows: {describe_windows(windows, with_above=True)}{colours}")
 
+  size = grids.to_pictures(a.data, a.affine, plane).shape[1:3]
+  tile = model.tile_size(*size, options.tile)
+  if tile is not None:
+    say(f"pair {pair.stem}: {tiles.describe(model.method, size, tile)}")
+    options = dataclasses.replace(options, tile=tile)
   with stream.Progress(count, "slice") as progress:
     luma, rgb, std = fuse_shown(
       model,
@@ -108,6 +114,7 @@ def _fuse_pair(
       samples=options.samples,
       batch_size=options.batch_size,
       on_done=progress.done,
+      tile=tile or "off",
     )
   record = make_record(options, pair.stem, model_sha256, windows, lut, plane, a.shape, warnings)
   if covered is not None:

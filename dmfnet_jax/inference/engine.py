@@ -6,11 +6,11 @@ alone: norms and attention see the whole padded picture, and yet a result never 
 is computed with it. Programs are compiled once for each padded size and batch size.
 
 Here, and nowhere else, it is decided which examples share a batch, how a batch is filled up, what
-each device takes, and what happens where the memory is full.
+each device takes, and what happens where the memory is full. A picture that would not fit it is
+computed in overlapping tiles, see `tiles`.
 """
 
 import collections
-import functools
 import json
 import math
 import zlib
@@ -20,19 +20,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dmfnet_jax import methods
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.inference import memory
-from dmfnet_jax.methods.method import Compute, Images, Params
+from dmfnet_jax.inference import memory, programs, tiles
+from dmfnet_jax.methods.method import WINDOW, Compute, Images, Params
 
 Array = jax.Array
 Size = tuple[int, ...]
 
+TILE = 1024
+"""Side of the tiles of what does not fit the memory; no smaller picture is cut."""
+
+_LEAST_TILE = 32  # less would be hardly more than overlap
+_LEAST_TILE_IN_STRIDES = 8
 _SIZES_PER_OCTAVE = 8  # a side grows by 12 % at most, by 4 % on average
 
 
@@ -100,6 +104,7 @@ class Engine:
     self._compiled: dict[Size, dict[int, int]] = {}  # batch sizes, and the devices of each
     self._running: dict[Size, int] = {}  # the batch size that runs, or ran last
     self._sharing: dict[Size, int] = {}  # devices that share a single example
+    self._fitting: dict[Size, int] = {}  # how many of a large size fit the memory by estimate
 
   def check(self) -> None:
     """Builds the method's networks, which computes nothing.
@@ -127,13 +132,50 @@ class Engine:
       wanted: what the user says; by default `memory.examples_per_device` on each.
     """
     default = memory.examples_per_device(*padded[-2:]) * len(self._devices)
+    if math.prod(padded) > TILE**2 and self._devices[0].platform == "cpu":
+      default = min(default, max(self._fit(padded), 1))
     return min(wanted or default, self._limits.get(padded, wanted or default))
+
+  def tile_side(self, size: Size, tile: int | str = "auto") -> int | None:
+    """The side of the tiles in which pictures of a size are computed; None: whole.
+
+    Args:
+      size: of the pictures.
+      tile: the side, to be padded as pictures are; "auto": `TILE` where by estimate a picture does
+        not fit the memory; "off".
+
+    Raises:
+      UserError: a side too small for the method, or a method that has no tiles.
+    """
+    padded, stride = self.padded(size), self.method.stride(self.config)
+    has_tiles = methods.in_tiles(self.method) != "no" and len(size) == 2
+    if tile == "off" or (tile == "auto" and not has_tiles):
+      return None
+    if tile == "auto":
+      whole = math.prod(padded) <= TILE**2 or self._fit(padded) > 0
+      return None if whole else self.padded((TILE, TILE))[0]
+    least = max(_LEAST_TILE, _LEAST_TILE_IN_STRIDES * stride)
+    if not isinstance(tile, int) or tile < least:
+      raise UserError(f"tile is {tile!r}: give auto, off or a side from {least} pixels on")
+    if not has_tiles:
+      raise UserError(f"{self.config['method']} has no tiles: it must see all of a picture")
+    side = self.padded((tile, tile))[0]
+    return side if max(padded) > side else None
+
+  def _fit(self, padded: Size) -> int:
+    """How many examples of a padded size fit the memory of a device, by estimate."""
+    if padded not in self._fitting:
+      # Once: the free memory changes from call to call.
+      self._fitting[padded] = memory.count_fitting(
+        self.method, self.config, padded, self._dtype, self._devices[0], self.temporary_bytes
+      )
+    return self._fitting[padded]
 
   def extra(self, name: str, *args: Any) -> Any:
     """Calls a further function of the method; its first argument is [..., B, H, W, C]."""
     *_, examples, height, width, _ = jnp.shape(args[0])
     compute = self._compute((height, width), examples)
-    return _extra_program(self._config_json, compute, name)(self._params[1], *args)
+    return programs.extra(self._config_json, compute, name)(self._params[1], *args)
 
   def run(
     self,
@@ -141,16 +183,20 @@ class Engine:
     keys: Array,
     batch_size: int | None = None,
     on_done: Callable[[int], None] | None = None,
+    tile: int | str = "off",
   ) -> list[dict[str, np.ndarray]]:
     """Computes the outputs of examples of any sizes.
 
-    Where the memory is full, fewer parts and then fewer examples run at a time from then on.
+    Where the memory is full, fewer parts and then fewer examples run at a time from then on. Tiles
+    are batched as examples are, and their results added up in their order, so that a picture does
+    not depend on the batch.
 
     Args:
       sources: of each example its pictures [*space, C] in [-1, 1], all of one size, and vectors.
       keys: PRNG keys [B], one per example.
       batch_size: examples at a time over all devices, see `batch_size`.
       on_done: told how many examples are done, after each batch.
+      tile: see `tile_side`.
 
     Returns:
       Each example's outputs, pictures cropped to its size (times the method's `scale`).
@@ -158,14 +204,42 @@ class Engine:
     Raises:
       UserError: a single example does not fit the memory.
     """
-    groups: dict[Size, list[int]] = {}
-    for i, example in enumerate(sources):
-      groups.setdefault(self.padded(self._size(example)), []).append(i)
-    results: list[dict[str, np.ndarray]] = [{}] * len(sources)
-    for padded, group in groups.items():
-      for i, result in self._run_group(padded, group, sources, keys, batch_size, on_done):
-        results[i] = self._crop(result, self._size(sources[i]))
-    return results
+    pieces = [piece for i in range(len(sources)) for piece in self._cut(i, sources[i], tile)]
+    groups: dict[tuple[Size, bool], list[int]] = {}
+    for i, piece in enumerate(pieces):
+      groups.setdefault((piece.padded, piece.tile is not None), []).append(i)
+    left = collections.Counter(piece.example for piece in pieces)
+
+    def tell(done: Sequence[int]) -> None:
+      before = sum(map(bool, left.values()))
+      left.subtract(pieces[i].example for i in done)
+      finished = before - sum(map(bool, left.values()))
+      if on_done is not None and finished:
+        on_done(finished)
+
+    results: list[dict[str, np.ndarray]] = [{} for _ in sources]
+    of_pieces = [piece.source for piece in pieces]
+    keys = keys[np.array([piece.example for piece in pieces])]
+    for (padded, _), group in groups.items():
+      for i, outputs in self._run_group(padded, group, of_pieces, keys, batch_size, tell):
+        piece = pieces[i]
+        size, result = self.size(sources[piece.example]), results[piece.example]
+        if piece.tile is None:
+          result.update(self._crop(outputs, size))
+        else:
+          piece.tile.add(result, outputs, size, self.method.scale)
+    return [self._finish(result) for result in results]
+
+  def _cut(self, i: int, source: Mapping[str, np.ndarray], tile: int | str) -> list[tiles.Piece]:
+    """An example as it is, or its tiles where it is large."""
+    size = self.size(source)
+    padded, side = self.padded(size), self.tile_side(size, tile)
+    if side is None:
+      return [tiles.Piece(i, source, padded)]
+    parts = tiles.plan(size, side, self.method.stride(self.config))
+    return [
+      tiles.Piece(i, part.take(source, padded), self.padded(part.full), part) for part in parts
+    ]
 
   def _run_group(self, padded, group, sources, keys, batch_size, on_done):
     """Yields the index and the padded outputs of examples of one padded size."""
@@ -176,8 +250,7 @@ class Engine:
           for row, i in enumerate(chosen):
             yield i, {name: value[row] for name, value in outputs.items()}
           done += len(chosen)
-          if on_done is not None:
-            on_done(len(chosen))
+          on_done(chosen)
       except (MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
           raise
@@ -189,9 +262,9 @@ class Engine:
     size, devices = self._choose_size(padded, len(group), limit)
     compute = self._compute(padded, size // devices)
     if size == 1 and (devices := self._share(padded)) > 1:
-      mesh = _mesh(self._devices[:devices])
+      mesh = programs.mesh(self._devices[:devices])
       compute = Compute(self._dtype, max(compute.parts_per_step, devices), mesh)
-    program = _program(self._config_json, compute, self._devices[:devices])
+    program = programs.program(self._config_json, compute, self._devices[:devices])
     running: collections.deque[tuple[list[int], Images]] = collections.deque()
     for start in range(0, len(group), size):
       chosen = group[start : start + size]
@@ -200,6 +273,8 @@ class Engine:
         field.name: np.stack([self._pad(sources[i][field.name], padded) for i in filled])
         for field in self.method.sources
       }
+      if WINDOW in sources[chosen[0]]:
+        batch[WINDOW] = np.stack([sources[i][WINDOW] for i in filled])
       running.append((chosen, program(self._params_on(devices), batch, keys[filled])))
       # The next batch is on its way while this one computes; more would only fill the memory.
       if len(running) > 1:
@@ -246,7 +321,8 @@ class Engine:
     examples = self._running[padded]
     if examples == 1:
       shape = " x ".join(map(str, padded))
-      raise UserError(f"a picture of {shape} does not fit the memory") from error
+      advice = "" if methods.in_tiles(self.method) == "no" else ": fuse it in smaller tiles"
+      raise UserError(f"a picture of {shape} does not fit the memory{advice}") from error
     self._limits[padded] = examples // 2
     self._compiled.pop(padded)
 
@@ -260,7 +336,9 @@ class Engine:
       examples: in the batch.
     """
     padded = self.padded(size)
-    program = _program(self._config_json, self._compute(padded, examples), self._devices[:1])
+    program = programs.program(
+      self._config_json, self._compute(padded, examples), self._devices[:1]
+    )
     batch = {
       field.name: jax.ShapeDtypeStruct(
         (examples, *(() if field.is_vector else padded), field.channels), jnp.float32
@@ -271,7 +349,8 @@ class Engine:
     compiled = program.lower(self._params[1], batch, keys).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
-  def _size(self, example: Mapping[str, np.ndarray]) -> Size:
+  def size(self, example: Mapping[str, np.ndarray]) -> Size:
+    """The size of an example's pictures."""
     field = next(field for field in self.method.sources if not field.is_vector)
     return example[field.name].shape[:-1]
 
@@ -285,9 +364,12 @@ class Engine:
   def _crop(self, outputs: Mapping[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
     window = tuple(slice(self.method.scale * side) for side in size)
     vectors = {field.name for field in self.method.outputs if field.is_vector}
-    cropped = {k: v if k in vectors else v[window] for k, v in outputs.items()}
-    if (finish := _after_crop_program(self._config_json)) is None:
-      return cropped
+    return {k: v if k in vectors else v[window] for k, v in outputs.items()}
+
+  def _finish(self, cropped: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Does what the method does after the crop."""
+    if (finish := programs.after_crop(self._config_json)) is None:
+      return dict(cropped)
     finished = finish({k: v[None] for k, v in cropped.items()})
     return {k: np.asarray(v[0]) for k, v in finished.items()}
 
@@ -307,63 +389,10 @@ class Engine:
     The first device holds them once: JAX shares what is there already.
     """
     if devices not in self._params:
-      replicated = NamedSharding(_mesh(self._devices[:devices]), P())
+      replicated = NamedSharding(programs.mesh(self._devices[:devices]), P())
       self._params[devices] = jax.device_put(self._params[1], replicated)
     return self._params[devices]
 
 
 def _on_host(chosen: list[int], outputs: Images) -> tuple[list[int], dict[str, np.ndarray]]:
   return chosen, {name: np.asarray(value) for name, value in outputs.items()}
-
-
-def divide_among(function: Callable, devices: Sequence[jax.Device]) -> Any:
-  """Compiles a method's function for several devices, each of which takes its share of a batch.
-
-  Not a plain jit over divided batches: a method may join examples and passes in one axis, through
-  which XLA follows no division. It would let every device compute everything.
-  """
-  examples = P("examples")
-  divided = jax.shard_map(
-    function,
-    mesh=_mesh(devices),
-    in_specs=(P(), examples, examples),
-    out_specs=examples,
-    check_vma=False,  # nothing is exchanged; sums begin with zeros that belong to no device
-  )
-  return jax.jit(divided)
-
-
-def _mesh(devices: Sequence[jax.Device]) -> Mesh:
-  return Mesh(np.array(devices), ("examples",))
-
-
-# Models of one config share what is compiled for them.
-
-
-@functools.lru_cache
-def _program(config_json: str, compute: Compute, devices: tuple[jax.Device, ...]) -> Any:
-  config = json.loads(config_json)
-  function = methods.get(config["method"]).fuse(config, compute)
-
-  def fuse(params: Params, images: Images, keys: Array) -> Images:  # its name is the program's
-    try:
-      return function(params, images, keys)
-    except (ScopeParamNotFoundError, ScopeParamShapeError) as error:
-      reason = str(error).partition(" (https:")[0]  # Flax's page about it
-      raise UserError(f"the model's parameters do not fit its config: {reason}") from error
-
-  is_whole = len(devices) == 1 or compute.mesh is not None
-  return jax.jit(fuse) if is_whole else divide_among(fuse, devices)
-
-
-@functools.lru_cache
-def _extra_program(config_json: str, compute: Compute, name: str) -> Any:
-  config = json.loads(config_json)
-  return jax.jit(methods.get(config["method"]).extras[name](config, compute))
-
-
-@functools.lru_cache
-def _after_crop_program(config_json: str) -> Any:
-  config = json.loads(config_json)
-  after_crop = methods.get(config["method"]).after_crop
-  return after_crop and jax.jit(after_crop(config))

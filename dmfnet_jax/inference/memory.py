@@ -1,5 +1,11 @@
 """How many examples and parts of a method to compute at a time, by the memory that there is."""
 
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +17,13 @@ _PIXELS_PER_BATCH = 8 * 256 * 256
 _MAX_EXAMPLES = 64
 # The estimate is of what the graph holds; an accelerator's convolutions want room to work in.
 _USABLE_MEMORY = 0.5
+# The estimate of a CPU's programs is of what XLA plans; the pictures come on top.
+_USABLE_HOST_MEMORY = 0.8
+_MEASURED = (256, 256)
+_CGROUPS = (  # limit and use, of the second version and of the first
+  ("memory.max", "memory.current"),
+  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 def examples_per_device(height: int, width: int) -> int:
@@ -53,13 +66,73 @@ def choose_parts(
   parts = method.parts(config)
   if device.platform in ("cpu", "tpu"):
     return 1
-  stats = device.memory_stats() or {}
-  if "bytes_limit" not in stats or method.memory is None:
+  usable = usable_bytes(device)
+  if usable is None or method.memory is None:
     return parts
-  usable = _USABLE_MEMORY * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
   width = jnp.dtype(dtype).itemsize
   needed = {n: method.memory(config, size, examples, n, width) for n in divisors(parts)}
   return max((n for n, estimate in needed.items() if estimate <= usable), default=1)
+
+
+def count_fitting(
+  method: Method,
+  config: Config,
+  size: tuple[int, ...],
+  dtype: str,
+  device: jax.Device,
+  measure: Callable[[tuple[int, ...]], int],
+) -> int:
+  """How many examples of a padded size fit the memory of a device, by estimate.
+
+  Args:
+    method: the method.
+    config: the model config.
+    size: the padded size.
+    dtype: the compute dtype.
+    device: one of those that compute.
+    measure: tells what an example of another size takes, for methods without an estimate: what
+      grows faster than the pixels, such as attention, is left out then.
+  """
+  usable = usable_bytes(device)
+  if usable is None:
+    return 1
+  if method.memory is not None:
+    needed = method.memory(config, size, 1, 1, jnp.dtype(dtype).itemsize)
+  else:
+    needed = measure(_MEASURED) * math.prod(size) // math.prod(_MEASURED)
+  return usable // max(needed, 1)
+
+
+def usable_bytes(device: jax.Device) -> int | None:
+  """The bytes that may be used on a device of those that are free; None where nothing says it."""
+  if device.platform == "cpu":
+    free = _free_host_bytes()
+    return None if free is None else int(_USABLE_HOST_MEMORY * free)
+  stats = device.memory_stats() or {}
+  if "bytes_limit" not in stats:
+    return None
+  return int(_USABLE_MEMORY * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+
+
+def _free_host_bytes() -> int | None:
+  """The least of what the machine, a container and the shell's limits leave to this process."""
+  found = []
+  with contextlib.suppress(OSError, ValueError, StopIteration):  # Linux
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(line for line in lines if line.startswith("MemAvailable"))
+    found.append(1024 * int(free.split()[1]))
+  for names in _CGROUPS:
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+      most, used = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in names)
+      found.append(most - used)
+  with contextlib.suppress(ImportError, OSError):
+    import resource  # not on Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+      pages = int(Path("/proc/self/statm").read_text().split()[0])
+      found.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+  return max(0, min(found)) if found else None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from dmfnet_jax import methods
 from dmfnet_jax.backend import enable_compilation_cache, use_all_cores
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.engine import Engine, example_keys
 from dmfnet_jax.inference.sources import are_volumes, coloured_source, finish, gather, to_source
 from dmfnet_jax.methods import parts
@@ -45,6 +47,7 @@ class Model:
     samples: int | None = None,
     batch_size: int | None = None,
     on_done: Callable[[int], None] | None = None,
+    tile: int | str = "auto",
   ) -> Any:
     """Fuses one example, a batch of them or lists of pictures of any sizes, or two volumes.
 
@@ -64,6 +67,8 @@ class Model:
       batch_size: examples that go through the networks at a time, over all devices; by default one
         per core or device on a CPU and half a million pixels' worth per accelerator.
       on_done: told how many examples (slices) are done, after each batch.
+      tile: the side of the overlapping tiles in which larger pictures are fused; "auto": those that
+        do not fit the memory, with a warning; "off". See `tile_size`.
 
     Returns:
       The fused pictures, of the inputs' kind of dtype (uint8 or float32 in [-1, 1]), a list where
@@ -90,6 +95,7 @@ class Model:
         "samples": samples,
         "batch_size": batch_size,
         "on_done": on_done,
+        "tile": tile,
       }
       return fuse_volumes(self, sources, name=names or "", **options)
     columns, stems, listed, single = gather(self.method, self.config["method"], sources)
@@ -107,13 +113,15 @@ class Model:
       {f.name: to_source(f, x, self.method.space) for f, x in zip(fields, row, strict=True)}
       for row in zip(*columns, strict=True)
     ]
+    if tile == "auto":
+      self._warn_of_tiles(examples)
     output = self.method.outputs[0].name
     drawn = []
     for draw in range(samples or 1):
       keys = example_keys(seed, names, draw)
       # Of several draws each example is done with the last one.
       tell = on_done if draw == (samples or 1) - 1 else None
-      results = self._engine.run(examples, keys, batch_size, tell)
+      results = self._engine.run(examples, keys, batch_size, tell, tile)
       drawn.append([result[output] for result in results])
 
     fused = [
@@ -138,6 +146,31 @@ class Model:
   def batch_size(self, padded_size: tuple[int, int], batch_size: int | None = None) -> int:
     """How many pictures of a padded size go through at a time, over all devices."""
     return self._engine.batch_size(padded_size, batch_size)
+
+  def tile_size(self, height: int, width: int, tile: int | str = "auto") -> int | None:
+    """The side of the tiles in which a picture is fused, or None where it is fused whole.
+
+    Neighbours overlap by a quarter of the side, see `inference.tiles`. Noise is that of the whole
+    picture. Whether the result is that of the whole picture depends on the method, see
+    `Method.in_tiles`: norms, attention and statistics over a picture see a tile in its place.
+
+    Args:
+      height: of the picture.
+      width: of the picture.
+      tile: the side, which is padded as pictures are; "auto": 1024, but only where by estimate the
+        picture does not fit the memory; "off".
+
+    Raises:
+      UserError: the side is too small, or the method has no tiles.
+    """
+    return self._engine.tile_side((height, width), tile)
+
+  def _warn_of_tiles(self, examples: Sequence[Mapping[str, np.ndarray]]) -> None:
+    sizes = {self._engine.size(example) for example in examples}
+    for size in sorted(sizes):
+      if side := self._engine.tile_side(size):
+        # Where `fuse` was called.
+        warnings.warn(tiles.describe(self.method, size, side), stacklevel=3)
 
   def fingerprint(self) -> str:
     """SHA-256 over the model's config and parameters, names and values."""

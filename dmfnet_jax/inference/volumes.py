@@ -37,6 +37,7 @@ def fuse_volumes(
   samples: int | None = None,
   batch_size: int | None = None,
   on_done: OnDone = None,
+  tile: int | str = "auto",
 ) -> Any:
   """Fuses A and B, each a nibabel image or a `Volume`; for the options see `Model.fuse`.
 
@@ -80,6 +81,7 @@ def fuse_volumes(
     samples=samples,
     batch_size=batch_size,
     on_done=on_done,
+    tile=tile,
   )
   notes = tuple(f"window of {k}: {w.ends}" for k, w in (("a", window_a), ("b", window_b)) if w)
   results = [luma if rgb is None else rgb] + ([] if std is None else [std])
@@ -105,6 +107,7 @@ def fuse_shown(
   samples: int | None,
   batch_size: int | None,
   on_done: OnDone,
+  tile: int | str,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
   """Fuses two volumes as they are shown, on one grid.
 
@@ -119,6 +122,7 @@ def fuse_shown(
     samples: how many draws, None for one without a deviation.
     batch_size: see `Model.fuse`.
     on_done: told how many slices are done.
+    tile: see `Model.fuse`.
 
   Returns:
     The fused luma, uint8 [I, J, K]; the same with B's colour, uint8 [I, J, K, 3], or None where B
@@ -136,6 +140,7 @@ def fuse_shown(
   for start in range(0, len(todo), at_once):
     chosen = todo[start : start + at_once]
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "on_done": on_done}
+    asked["tile"] = tile
     asked["names"] = [f"{name}/{plane}/{i}" for i in chosen]
     # As lists: slices may be as narrow as they like.
     pair = list(a[chosen]), list(b[chosen])

@@ -22,6 +22,14 @@ def names() -> Sequence[str]:
   )
 
 
+def in_tiles(method: Method) -> str:
+  """What tiles of a method's pictures give, see `Method.in_tiles`: "same", "close" or "no"."""
+  if method.in_tiles is not None:
+    return method.in_tiles
+  has_vectors = any(field.is_vector for field in method.outputs)
+  return "no" if method.is_random or has_vectors else "close"
+
+
 def get(name: str) -> Method:
   """The method of a name: its module's `METHOD`; or "module:attribute", one of a user's own.
 

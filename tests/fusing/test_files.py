@@ -1,6 +1,7 @@
 """Fusing files with a stand-in for the model: pairing, messages, exit codes, what is written."""
 
 import dataclasses
+import json
 import threading
 from pathlib import Path
 
@@ -219,9 +220,23 @@ def test_samples_write_the_deviation_too(tmp_path, model):
 def test_a_picture_that_does_not_fit_the_memory_is_named(tmp_path, model, capsys):
   a, b = _folders(tmp_path, {f"{i}": (6, 6) for i in range(9)} | {"large": (20, 20)})
   model.memory = 36
-  assert fuse(a, b, tmp_path / "out", batch_size=8) == 1
+  assert fuse(a, b, tmp_path / "out", batch_size=8, tile="off") == 1
   assert set(listing(tmp_path / "out")) == {f"{i}.png" for i in range(9)}
   assert "pair large: a picture does not fit the memory" in capsys.readouterr().err
+
+
+def test_a_picture_that_does_not_fit_the_memory_is_fused_in_tiles(tmp_path, model, capsys):
+  a, b = _folders(tmp_path, {"1": (6, 6), "2": (20, 20), "3": (20, 20)})
+  model.memory = 36
+  assert fuse(a, b, tmp_path / "out", batch_size=8, window_a="0,255", seed=3) == 0
+  assert {call["padded"]: call["tile"] for call in model.calls} == {(8, 8): "off", (20, 20): 4}
+  told = capsys.readouterr().err
+  assert told.count("20 x 20 pixels (height x width): fused in tiles of 4") == 1
+  options = {
+    name: json.loads((tmp_path / "out" / f"{name}.json").read_text())["options"] for name in "12"
+  }
+  assert "--tile=4" in options["2"]
+  assert "--tile" not in options["1"]
 
 
 def test_what_the_method_cannot_do_is_refused(tmp_path, model, capsys):

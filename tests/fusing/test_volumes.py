@@ -159,8 +159,12 @@ def test_batches_change_nothing(files, tmp_path, model, batch_size):
 
 def test_a_slice_that_does_not_fit_the_memory_is_told(files, tmp_path, model, capsys):
   model.memory = 7
-  assert _fuse(*files, "-o", tmp_path / "f.nii") == 1
+  assert _fuse(*files, "-o", tmp_path / "f.nii", "--tile", "off") == 1
   assert "pair t1: a picture does not fit the memory" in capsys.readouterr().err
+  assert _fuse(*files, "-o", tmp_path / "f.nii") == 0
+  assert "pair t1: 59 x 50 pixels (height x width): fused in tiles" in capsys.readouterr().err
+  assert {call["tile"] for call in model.calls} == {4}
+  assert "--tile=4" in json.loads((tmp_path / "f.json").read_text())["options"]
 
 
 def test_luma_and_colour(brain, files, tmp_path, model):

@@ -16,7 +16,8 @@ import tiny
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import memory
-from dmfnet_jax.inference.engine import Engine, divide_among, example_keys, padded_side
+from dmfnet_jax.inference.engine import Engine, example_keys, padded_side
+from dmfnet_jax.inference.programs import divide_among
 from dmfnet_jax.methods.method import Compute, Method
 from dmfnet_jax.preflight.chips import describe_devices
 from dmfnet_jax.weights.files import save_weights

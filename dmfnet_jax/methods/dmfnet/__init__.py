@@ -11,7 +11,7 @@ from typing import Any
 from dmfnet_jax.diffusion.schedule import make_schedule
 from dmfnet_jax.methods.dmfnet import config, features, stages, torch
 from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet
-from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params
+from dmfnet_jax.methods.method import WINDOW, Array, Compute, Config, Images, Method, Params
 
 # The largest activations (the finest level's) that are held at once: so many per pass that runs,
 # and so many for the sums over the timesteps or the head. From compiled programs; a test compares.
@@ -28,7 +28,9 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
 
   def apply(params: Params, images: Images, keys: Array) -> Images:
     sources = images["a"], images["b"]
-    noisy = features.noise_sources(schedule, timesteps, *sources, keys, noise=noise)
+    noisy = features.noise_sources(
+      schedule, timesteps, *sources, keys, noise=noise, window=images.get(WINDOW)
+    )
     return {"fused": fuse_noised(params, *noisy, sources=sources)}
 
   return apply
@@ -77,6 +79,7 @@ METHOD = Method(
   fuse=fuse,
   extras={"fuse_noisy": fuse_noisy},
   is_random=True,
+  in_tiles="close",
   stride=stride,
   parts=lambda config: 2 * len(config["features"]["timesteps"]),
   memory=memory,

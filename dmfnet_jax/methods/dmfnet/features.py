@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import NoiseSchedule, sample_noise_level
+from dmfnet_jax.diffusion.window import normal_window
 from dmfnet_jax.methods.dmfnet.fusion_head import FusionHead
 from dmfnet_jax.methods.dmfnet.unet import UNet
 from dmfnet_jax.methods.method import Compute
@@ -29,6 +30,7 @@ def noise_sources(
   keys: Array,
   *,
   noise: bool = True,
+  window: Array | None = None,
 ) -> tuple[Array, Array, Array]:
   """Noises both sources [B, H, W, 1] at every timestep.
 
@@ -40,25 +42,34 @@ def noise_sources(
     keys: [B] PRNG keys, one a pair: the noise belongs to the pair, not to the batch.
     noise: whether noise is added; without (an ablation) nothing is drawn, and the images are only
       scaled to the levels G[t].
+    window: where a and b lie in their pictures, see `method.WINDOW`; None: they are whole.
 
   Returns:
     noisy_a and noisy_b [T, B, H, W, 1], and the noise levels [T, B], drawn per pair and shared by
     its two sources.
   """
 
-  def noise_pair(key: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
+  def noise_pair(
+    key: Array, a: Array, b: Array, window: Array | None
+  ) -> tuple[Array, Array, Array]:
     level_key, a_key, b_key = jax.random.split(key, 3)
     t = jnp.asarray(timesteps)
     levels = sample_noise_level(schedule, level_key, t) if noise else schedule.noise_levels[t]
 
     def noised(key: Array, x: Array) -> Array:
       shape = (len(timesteps), *x.shape)
-      drawn = jax.random.normal(key, shape) if noise else jnp.zeros(shape)
+      if not noise:
+        drawn = jnp.zeros(shape)
+      elif window is None:
+        drawn = jax.random.normal(key, shape)
+      else:
+        drawn = normal_window(key, shape, window)
       return gaussian.q_sample(x[None], levels, drawn)
 
     return noised(a_key, a), noised(b_key, b), levels
 
-  return jax.vmap(noise_pair, out_axes=1)(keys, a, b)
+  in_axes = (0, 0, 0, None if window is None else 0)
+  return jax.vmap(noise_pair, in_axes, out_axes=1)(keys, a, b, window)
 
 
 def extract_features(

@@ -54,6 +54,17 @@ def test_noise_belongs_to_the_pair():
     np.testing.assert_array_equal(ours[:, 0], theirs[:, 2])
 
 
+def test_noise_belongs_to_the_picture_and_not_to_the_tile():
+  a, b = draw(2, 2, 12, 8, 1)
+  whole = noise(a, b, keys(2))
+  cut = [x[:, 4:12, 2:6] for x in (a, b)]
+  window = jnp.array([[4, 2, 12, 8]] * 2)
+  tile = features.noise_sources(SCHEDULE, TIMESTEPS, *cut, keys(2), window=window)
+  for ours, theirs in zip(tile[:2], whole[:2], strict=True):
+    np.testing.assert_allclose(ours, theirs[:, :, 4:12, 2:6], rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(tile[2], whole[2])
+
+
 def test_without_noise_nothing_is_drawn():
   a, b = draw(2, 3, 6, 4, 1)
   noisy_a, noisy_b, levels = features.noise_sources(SCHEDULE, TIMESTEPS, a, b, keys(3), noise=False)
