@@ -22,6 +22,7 @@ from dmfnet_jax.messages import say
 
 COMMANDS = (
   "demo",
+  "models",
   "fuse",
   "export",
   "evaluate",
