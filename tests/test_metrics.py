@@ -18,6 +18,7 @@ from dmfnet_jax.metrics import (
   READER_NAMES,
   compute_metrics,
   compute_reader_metrics,
+  published,
 )
 
 # The public function of each metric, and whether it also takes the sources.
@@ -131,7 +132,7 @@ def test_real_pictures_equal_the_float64_version(shared_dir):
 def test_large_pictures_in_several_chunks():
   rng = np.random.default_rng(1)
   shape = (3, 350, 370)  # two pairs a chunk, so one is filled up
-  assert 2 <= metrics._CPU_CHUNK_PIXELS / (350 * 370) < 3
+  assert 2 <= published._CPU_CHUNK_PIXELS / (350 * 370) < 3
   a, b = smooth(rng, shape, (0, 5, 5), 200, 20), smooth(rng, shape, (0, 2, 2), 230, 10)
   fused = np.rint((a + b) / 2)
   got = compute_metrics(a, b, fused)
@@ -271,8 +272,8 @@ def test_one_shape_is_compiled_once(pictures, values, caplog):
 def test_both_ways_to_count_grey_levels_count_the_same():
   rng = np.random.default_rng(6)
   x, y = np.minimum(rng.integers(0, 256, (2, 3, 20, 30)), 255 * rng.integers(0, 2, (2, 3, 20, 30)))
-  by_scatter = metrics._count_by_scatter(jnp.asarray(x), jnp.asarray(y))
-  by_matmul = metrics._count_by_matmul(jnp.asarray(x), jnp.asarray(y))
+  by_scatter = published._count_by_scatter(jnp.asarray(x), jnp.asarray(y))
+  by_matmul = published._count_by_matmul(jnp.asarray(x), jnp.asarray(y))
   np.testing.assert_array_equal(by_scatter, by_matmul)
   for counts, one_x, one_y in zip(by_scatter, x, y, strict=True):
     want, _, _ = np.histogram2d(one_x.ravel(), one_y.ravel(), bins=256, range=[[0, 256]] * 2)
@@ -283,7 +284,7 @@ def test_the_polynomial_of_the_arctangent():
   gx, gy = (v.ravel() for v in np.meshgrid(np.arange(-1020.0, 1021, 17), np.arange(-1020.0, 1021)))
   with np.errstate(divide="ignore", invalid="ignore"):
     want = np.where(gx == 0, np.pi / 2, np.arctan(gy / gx))
-  got = metrics._slope(jnp.asarray(gx, jnp.float32), jnp.asarray(gy, jnp.float32))
+  got = published._slope(jnp.asarray(gx, jnp.float32), jnp.asarray(gy, jnp.float32))
   np.testing.assert_allclose(got, want, atol=3e-7)
 
 

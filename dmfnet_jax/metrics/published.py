@@ -1,22 +1,4 @@
-"""The measures of a fused picture, in JAX: batched, jitted, float32.
-
-The twelve of `METRIC_NAMES` are those that papers of this field give. Some of them (Qabf, AG, SF)
-reward edges that neither source has. The three of `READER_NAMES` show what a reader of images would
-object to: structure that is made up, brightness that is lost, and uptake out of its order.
-
-Every function takes grey pictures [B, H, W] of one size, 0..255, in any real type, and returns [B]
-float32, one value per pair. F is the fused picture, A and B are its sources. The definitions are
-the ones by which the programs of this field are compared; where two readings exist, the one that
-gives published values was taken. Higher is better, except for the MSE.
-
-No picture gives NaN. Where a definition is 0/0: correlations with a constant picture (CC, SCD) are
-0, Qabf is 0 where both sources are black (other constants have an edge at the border), VIF is 1 for
-a constant source. PSNR is +inf where F equals both sources, else -inf where F is all black. Lost
-brightness is 0 where nothing is bright, tracer order where there is no tracer or but one value.
-
-Float32 is enough because means are taken out before anything is squared, local ones included: on
-real pictures the values are within 1e-5 of float64, relatively.
-"""
+"""The twelve that papers of this field give, and all of them in one compiled program."""
 
 import functools
 import math
@@ -28,51 +10,23 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dmfnet_jax.filters import (
-  apart,
-  gaussian,
-  halve,
-  local_moments,
-  mean,
-  of_neighbours,
-  weighted_mean,
-)
+from dmfnet_jax.filters import apart, gaussian, halve, local_moments, mean
+from dmfnet_jax.metrics.pictures import of_pictures
 
 METRIC_NAMES = (
   "EN", "MI", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "SCD", "SD", "SF", "AG", "MSE",
 )  # fmt: skip
-
-READER_NAMES = ("invention", "lost_brightness", "tracer_order")
 
 MIN_SIDE = 41  # Smaller pictures leave no whole window in the coarsest of VIFF's scales.
 _NUM_GREYS = 256
 _VIF_WINDOWS = (17, 9, 5, 3)  # finest scale first; sigma is a fifth of the width
 _VIF_NOISE = 2.0  # variance of the visual noise
 _SSIM_WINDOW = 7
-_LOST_LEVELS = 40  # a pixel so far below the brighter source has lost it
-_SIGNAL = 20  # sources above it show something; the level of noise and of JPEG's rims is below
-_ORDER_SIGMA = 3  # pixels
 _ARCTAN = (
   0.0028662257, -0.0161657367, 0.0429096138, -0.0752896400, 0.1065626393, -0.1420889944,
   0.1999355085, -0.3333314528, 1.0,
 )  # fmt: skip
 _CPU_CHUNK_PIXELS = 4 * 256 * 256
-
-
-def _metric(function: Callable) -> Callable:
-  """Jits `function` over float32 [B, H, W] images, having checked their shapes."""
-  jitted = jax.jit(function)
-
-  @functools.wraps(function)
-  def call(*images: ArrayLike):
-    # Converted here and not inside, so that uint8 and float32 share one compilation.
-    arrays = [jnp.asarray(image, jnp.float32) for image in images]
-    shapes = [array.shape for array in arrays]
-    if len(shapes[0]) != 3 or 0 in shapes[0] or len(set(shapes)) > 1:
-      raise ValueError(f"want pictures [B, H, W] of one shape, got {shapes}")
-    return jitted(*arrays)
-
-  return call
 
 
 # EN and MI: information.
@@ -126,13 +80,13 @@ def _information(a: Array, b: Array, fused: Array) -> tuple[Array, Array]:
   return of_fused / np.log(2), mutual
 
 
-@_metric
+@of_pictures
 def entropy(fused: Array) -> Array:
   """EN: entropy of the 256 grey values in bits, 0..8."""
   return _information(fused, fused, fused)[0]
 
 
-@_metric
+@of_pictures
 def mutual_information(a: Array, b: Array, fused: Array) -> Array:
   """MI: I(F; A) + I(F; B) over whole grey values, in nats, from 0."""
   return _information(a, b, fused)[1]
@@ -141,7 +95,7 @@ def mutual_information(a: Array, b: Array, fused: Array) -> Array:
 # VIFF, Qabf, SSIM: structure.
 
 
-@_metric
+@of_pictures
 def viff(a: Array, b: Array, fused: Array) -> Array:
   """VIFF: VIFp(A, F) + VIFp(B, F), four scales (Sheikh and Bovik, 2006), from 0.
 
@@ -200,7 +154,7 @@ def _edges(image: Array) -> tuple[Array, Array]:
   return apart(within, jnp.pad(image, ((0, 0), (1, 1), (1, 1))))
 
 
-@_metric
+@of_pictures
 def qabf(a: Array, b: Array, fused: Array) -> Array:
   """Qabf: how well the sources' edges are kept (Xydeas and Petrovic, 2000), 0..0.98."""
   square_f, angle_f = _edges(fused)
@@ -223,7 +177,7 @@ def qabf(a: Array, b: Array, fused: Array) -> Array:
   return edges_kept / jnp.where(edges > 0, edges, 1)
 
 
-@_metric
+@of_pictures
 def ssim(a: Array, b: Array, fused: Array) -> Array:
   """SSIM: SSIM(F, A) + SSIM(F, B), -2..2, as scikit-image computes it for a range of 255.
 
@@ -234,7 +188,7 @@ def ssim(a: Array, b: Array, fused: Array) -> Array:
 
 @functools.cache
 def _ssim_for(value_range: float) -> Callable:
-  return _metric(functools.partial(_ssim, value_range=value_range))
+  return of_pictures(functools.partial(_ssim, value_range=value_range))
 
 
 def _ssim(a: Array, b: Array, fused: Array, value_range: float) -> Array:
@@ -251,13 +205,13 @@ def _ssim(a: Array, b: Array, fused: Array, value_range: float) -> Array:
 # PSNR, CC, SCD, SD, SF, AG, MSE: pixels.
 
 
-@_metric
+@of_pictures
 def mse(a: Array, b: Array, fused: Array) -> Array:
   """MSE: the mean of F's mean squared differences from A and from B. Lower is better."""
   return (mean((a - fused) ** 2) + mean((b - fused) ** 2)) / 2
 
 
-@_metric
+@of_pictures
 def psnr(a: Array, b: Array, fused: Array) -> Array:
   """PSNR: 10 log10(max(F)^2 / MSE) in dB, infinite where MSE or max(F) is 0 (see above)."""
   error = mse(a, b, fused)
@@ -286,120 +240,36 @@ def _correlations(a: Array, b: Array, fused: Array) -> tuple[Array, Array]:
   return apart(both, a, b, fused)
 
 
-@_metric
+@of_pictures
 def correlation(a: Array, b: Array, fused: Array) -> Array:
   """CC: the mean of F's Pearson correlations with A and with B, -1..1."""
   return _correlations(a, b, fused)[0]
 
 
-@_metric
+@of_pictures
 def difference_correlation(a: Array, b: Array, fused: Array) -> Array:
   """SCD: corr(A, F - B) + corr(B, F - A) (Aslantas and Bendes, 2015), -2..2."""
   return _correlations(a, b, fused)[1]
 
 
-@_metric
+@of_pictures
 def standard_deviation(fused: Array) -> Array:
   """SD: standard deviation of the grey values, 0..127.5."""
   return jnp.sqrt(mean((fused - mean(fused)[:, None, None]) ** 2))
 
 
-@_metric
+@of_pictures
 def spatial_frequency(fused: Array) -> Array:
   """SF: sqrt(mean dx^2 + mean dy^2), d the difference of neighbours."""
   dx, dy = jnp.diff(fused, axis=2), jnp.diff(fused, axis=1)
   return jnp.sqrt(mean(dx**2) + mean(dy**2))
 
 
-@_metric
+@of_pictures
 def average_gradient(fused: Array) -> Array:
   """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border."""
   gy, gx = jnp.gradient(fused, axis=(1, 2))
   return mean(jnp.sqrt((gx**2 + gy**2) / 2))
-
-
-# Invention, lost brightness, tracer order: what a reader sees.
-
-
-@_metric
-def invention(a: Array, b: Array, fused: Array) -> Array:
-  """Mean distance of F outside of the sources' local envelope, in grey levels, from 0.
-
-  The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
-  What lies outside is a ring, a line or a halo that neither source has. Lower is better.
-  """
-  upper = of_neighbours(jnp.maximum, jnp.maximum(a, b))
-  lower = of_neighbours(jnp.minimum, jnp.minimum(a, b))
-  return mean(jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0))
-
-
-@_metric
-def lost_brightness(a: Array, b: Array, fused: Array) -> Array:
-  """Share of bright pixels that are lost: more than 40 levels below the brighter source, 0..1.
-
-  Pixels count where the brighter source is above 20. Lower is better.
-  """
-  brighter = jnp.maximum(a, b)
-  bright = brighter > _SIGNAL
-  lost = bright & (fused < brighter - _LOST_LEVELS)
-  count = functools.partial(jnp.sum, axis=(1, 2), dtype=jnp.float32)
-  return count(lost) / jnp.maximum(count(bright), 1)
-
-
-@_metric
-def tracer_order(b: Array, fused: Array) -> Array:
-  """Whether more uptake is brighter: Spearman's correlation of F with B, -1..1.
-
-  Over the pixels where B is above 20, both smoothed by a Gaussian of sigma 3 pixels: the coarse
-  order of the tracer, and not the detail that A gives. For a B that shows function (PET, SPECT).
-  """
-  return _spearman(_smooth(b), _smooth(fused), b > _SIGNAL)
-
-
-def _smooth(image: Array) -> Array:
-  """A Gaussian of `_ORDER_SIGMA`, cut at four sigma; edges are repeated."""
-  offset = np.arange(-4 * _ORDER_SIGMA, 4 * _ORDER_SIGMA + 1)
-  weights = np.exp(-0.5 * (offset / _ORDER_SIGMA) ** 2)
-  reach = len(offset) // 2
-  padded = jnp.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="symmetric")
-  return weighted_mean(padded, weights / weights.sum())
-
-
-def _spearman(x: Array, y: Array, counted: Array) -> Array:
-  """Rank correlation of pictures over the pixels that count, [B]; equals share their mean rank."""
-
-  def one(x, y, counted):
-    ranks = jnp.stack([_ranks(jnp.where(counted, values, jnp.inf)) for values in (x, y)])
-    number = jnp.maximum(counted.sum(dtype=jnp.float32), 1)
-    deviations = jnp.where(counted, ranks - (number - 1) / 2, 0) / number
-    spread = jnp.sqrt((deviations**2).sum(axis=1))
-    product = spread[0] * spread[1]
-    return deviations[0] @ deviations[1] / jnp.where(product > 0, product, jnp.inf)
-
-  return lax.map(lambda triple: one(*(v.ravel() for v in triple)), (x, y, counted))
-
-
-def _ranks(values: Array) -> Array:
-  """Rank of each value, from 0; float32 [N]."""
-  place = jnp.arange(len(values))
-  ordered, index = lax.sort_key_val(values, place)
-  new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-  first = lax.cummax(jnp.where(new, place, 0))
-  last = lax.cummin(jnp.where(jnp.roll(new, -1), place, len(values)), reverse=True)
-  return jnp.zeros(len(values)).at[index].set((first + last).astype(jnp.float32) / 2)
-
-
-def compute_reader_metrics(a: ArrayLike, b: ArrayLike, fused: ArrayLike) -> dict[str, Array]:
-  """The three that a reader would object to, of pictures [B, H, W].
-
-  Returns:
-    A dict from each of `READER_NAMES`, in that order, to [B] float32.
-
-  Raises:
-    ValueError: the shapes differ or are not [B, H, W].
-  """
-  values = (invention(a, b, fused), lost_brightness(a, b, fused), tracer_order(b, fused))
-  return dict(zip(READER_NAMES, values, strict=True))
 
 
 def compute_metrics(
@@ -412,7 +282,7 @@ def compute_metrics(
     b: [B, H, W] the second sources.
     fused: [B, H, W] the fused pictures.
     ssim_range: what SSIM takes for the range of the values. 2 for the programs that leave it to an
-      old default of scikit-image for floats, as those of the CDDFuse family do.
+      old default of scikit-image for floats, by which some published tables were made.
 
   Returns:
     A dict from each of `METRIC_NAMES`, in that order, to [B] float32.
@@ -426,7 +296,7 @@ def compute_metrics(
   return {name: values[name] for name in METRIC_NAMES}  # jit sorts the names
 
 
-@_metric
+@of_pictures
 def _all_metrics(a: Array, b: Array, fused: Array) -> dict[str, Array]:
   return lax.platform_dependent(a, b, fused, cpu=_all_in_chunks, default=_all_at_once)
 
