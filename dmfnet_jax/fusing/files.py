@@ -84,7 +84,7 @@ def fuse_files(
 
   from dmfnet_jax.inference.model import load_model
 
-  model = load_model(options.model, compute_dtype=options.precision)
+  model = load_model(options.model, compute_dtype=options.precision, on_step=stream.step_bar())
   _check_model(model, options)
   if options.precision == "bfloat16" and jax.default_backend() == "cpu":
     say(

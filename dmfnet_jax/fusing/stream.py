@@ -62,6 +62,28 @@ class Progress:
     self.done()
 
 
+class StepBar:
+  """A bar of the passes that a method with many makes of one batch; it goes where they are done."""
+
+  def __init__(self) -> None:
+    self._bar: tqdm | None = None
+
+  def __call__(self, done: Any, count: int) -> None:
+    """Shows how many are done; see `Compute.on_step`. Several devices tell in turn."""
+    if self._bar is None:
+      self._bar = tqdm(total=int(count), unit="step", file=sys.stderr, leave=False)
+    self._bar.n = int(done)
+    self._bar.refresh()
+    if done == count:
+      self._bar.close()
+      self._bar = None
+
+
+def step_bar() -> StepBar | None:
+  """A bar of steps where standard error is a terminal; nobody waits at a log."""
+  return StepBar() if sys.stderr.isatty() else None
+
+
 @contextlib.contextmanager
 def threads() -> Iterator[concurrent.futures.Executor]:
   """Threads that, where the block is interrupted, end what they do and start nothing more."""

@@ -82,6 +82,7 @@ class Engine:
     compute_dtype: "float32" or "bfloat16".
     parts_per_step: how many of the method's parts run as one batch; by default what
       `memory.choose_parts` says for the device. It changes the rounding only.
+    on_step: see `Compute`. Programs that tell somebody are not kept between processes.
   """
 
   def __init__(
@@ -91,11 +92,13 @@ class Engine:
     *,
     compute_dtype: str = "float32",
     parts_per_step: int | None = None,
+    on_step: Callable[[Any, int], None] | None = None,
   ):
     self.method = methods.get(config["method"])
     self.config = config
     self._dtype = compute_dtype
     self._parts_per_step = parts_per_step
+    self._on_step = on_step
     self._config_json = json.dumps(config)
     self._devices = tuple(jax.local_devices())
     self._params = {1: jax.device_put(params, self._devices[0])}  # by the number of devices
@@ -263,7 +266,8 @@ class Engine:
     compute = self._compute(padded, size // devices)
     if size == 1 and (devices := self._share(padded)) > 1:
       mesh = programs.mesh(self._devices[:devices])
-      compute = Compute(self._dtype, max(compute.parts_per_step, devices), mesh)
+      parts = max(compute.parts_per_step, devices)
+      compute = compute._replace(parts_per_step=parts, mesh=mesh)
     program = programs.program(self._config_json, compute, self._devices[:devices])
     running: collections.deque[tuple[list[int], Images]] = collections.deque()
     for start in range(0, len(group), size):
@@ -381,7 +385,7 @@ class Engine:
         self.method, self.config, padded, examples, self._dtype, self._devices[0]
       )
       self._parts[padded, examples] = parts
-    return Compute(self._dtype, parts)
+    return Compute(self._dtype, parts, on_step=self._on_step)
 
   def _params_on(self, devices: int) -> Any:
     """The parameters on so many devices, copied there when they are first needed.

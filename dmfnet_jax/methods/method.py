@@ -127,11 +127,13 @@ class Compute(NamedTuple):
     dtype: of the networks' arithmetic, "float32" or "bfloat16".
     parts_per_step: how many of the method's `parts` run as one batch.
     mesh: devices that share the work on each example; None for one device.
+    on_step: told, on the host, how many of so many passes are done; None tells nobody.
   """
 
   dtype: str = "float32"
   parts_per_step: int = 1
   mesh: Mesh | None = None
+  on_step: Callable[[Any, int], None] | None = None
 
   def divide(self, x: Array, axis: int) -> Array:
     """Divides an array's axis over the devices; a hint, which changes no value.
@@ -143,6 +145,11 @@ class Compute(NamedTuple):
     spec = [None] * x.ndim
     spec[axis] = self.mesh.axis_names[0]
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*spec)))
+
+  def tell(self, done: Array, count: int) -> None:
+    """Tells `on_step` from within a program that takes many passes one after another."""
+    if self.on_step is not None:
+      jax.debug.callback(self.on_step, done, count)
 
 
 @dataclass(frozen=True, kw_only=True)

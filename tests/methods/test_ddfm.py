@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from golden_weights import GOLDEN_DIR
 
-from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop.torch import to_torch_layout, torch_name
 from dmfnet_jax.methods import ddfm
@@ -78,13 +77,10 @@ def test_steps_are_spread_over_the_whole_schedule():
       priors.kept_steps(10, count)
 
 
-@pytest.mark.parametrize("first", ["a", "b"])
-@pytest.mark.parametrize("rule", ["code", "paper"])
-def test_the_result_is_a_mixture_of_the_sources(monkeypatch, rule, first):
-  """Whatever the prior says: it holds no structure that neither source has."""
+def fuse_with_stub(monkeypatch, compute, a, b, **options):
+  """Fuses with a prior that needs no network, in five steps."""
   rng = np.random.default_rng(0)
-  steps = 5
-  alpha_bar = np.append(np.linspace(0.01, 0.99, steps), 1.0)
+  alpha_bar = np.append(np.linspace(0.01, 0.99, 5), 1.0)
 
   def predict(params, x, k):
     return x + np.float32(rng.normal())
@@ -92,12 +88,32 @@ def test_the_result_is_a_mixture_of_the_sources(monkeypatch, rule, first):
   prior = priors.Prior(1, None, alpha_bar, alpha_bar[:-1], predict)
   monkeypatch.setattr(priors, "build", lambda config, dtype: prior)
   config = {section: dict(fields) for section, fields in ddfm.defaults(1).items()}
-  config["em"] |= {"rule": rule, "first": first, "luma_range": "full"}
+  config["em"] |= options
+  fuse = ddfm.fuse(config, compute)
+  keys = jax.random.split(jax.random.key(0), len(a))
+  return fuse({"prior": {}}, {"a": a, "b": b}, keys)["fused"]
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+@pytest.mark.parametrize("rule", ["code", "paper"])
+def test_the_result_is_a_mixture_of_the_sources(monkeypatch, rule, first):
+  """Whatever the prior says: it holds no structure that neither source has."""
+  rng = np.random.default_rng(1)
   a, b = (rng.uniform(-1, 1, (2, 8, 12, 1)).astype(np.float32) for _ in range(2))
-  fuse = methods.get("ddfm").fuse(config, Compute())
-  fused = fuse({"prior": {}}, {"a": a, "b": b}, jax.random.split(jax.random.key(0), 2))["fused"]
-  slack = 2 * config["em"]["rho"]
+  options = {"rule": rule, "first": first, "luma_range": "full"}
+  fused = fuse_with_stub(monkeypatch, Compute(), a, b, **options)
+  slack = 2 * ddfm.defaults(1)["em"]["rho"]
   assert (np.minimum(a, b) - slack <= fused).all()
   assert (fused <= np.maximum(a, b) + slack).all()
   assert 0.05 < np.abs(fused - a).mean()
   assert 0.05 < np.abs(fused - b).mean()
+
+
+def test_each_pass_is_told_of(monkeypatch):
+  """Of a pair that takes minutes one sees more than that it began."""
+  told = []
+  compute = Compute(on_step=lambda done, count: told.append((int(done), int(count))))
+  picture = np.zeros((1, 8, 8, 1), np.float32)
+  fuse_with_stub(monkeypatch, compute, picture, picture)
+  jax.effects_barrier()
+  assert sorted(told) == [(n, 5) for n in range(1, 6)]

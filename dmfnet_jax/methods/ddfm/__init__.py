@@ -59,6 +59,7 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
       first, second = second, first
 
     def predict(x: Array, k: Array) -> Array:
+      compute.tell(k[0] + 1, len(signal) - 1)
       return prior.predict(params["prior"], x, k)
 
     def rectify(x_start: Array, state: em.State) -> tuple[Array, em.State]:

@@ -140,7 +140,12 @@ def after_crop(config: Config) -> Callable[[Images], Images]:
 
 
 def stride(config: Config) -> int:
-  """Two pixels remain at the coarsest level: one could not be reflected."""
+  """Two pixels remain at the coarsest level: one could not be reflected.
+
+  Stage 1, whose config has no fuser, shows what the sensing networks make of pictures.
+  """
+  if "fuser" not in config:
+    return 2 ** (config["sensing"]["levels"] - 1)
   return 1 if config["fusion"]["tiled"] else 2 ** len(config["fuser"]["widths"])
 
 
