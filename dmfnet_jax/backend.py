@@ -91,7 +91,8 @@ def ignore_absent_tpu() -> None:
 
   It would print a page of remarks at every start, and JAX's profiler would crash.
   """
-  if os.environ.get("JAX_PLATFORMS") or has_tpu() or not importlib.util.find_spec("libtpu"):
+  is_chosen = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX_PLATFORMS, too
+  if is_chosen or has_tpu() or not importlib.util.find_spec("libtpu"):
     return
   has_gpu = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
   jax.config.update("jax_platforms", "cuda,cpu" if has_gpu else "cpu")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dmfnet_jax import methods
-from dmfnet_jax.backend import enable_compilation_cache, use_all_cores
+from dmfnet_jax.backend import enable_compilation_cache, ignore_absent_tpu, use_all_cores
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.engine import Engine, example_keys
@@ -200,13 +200,14 @@ def load_model(
   Args:
     model: what to load; an existing path wins over a released name.
     plugins: modules of yours whose parts the model may name; see `methods.parts`.
-    **engine_options: `compute_dtype` and `parts_per_step` of the `Engine`.
+    **engine_options: `compute_dtype`, `parts_per_step` and `on_step` of the `Engine`.
 
   Raises:
     UserError: nothing of that name, a damaged file, a workdir whose stage does not fuse yet, or a
       part of a module that `plugins` does not name.
   """
   enable_compilation_cache()
+  ignore_absent_tpu()
   use_all_cores()
   parts.allow(plugins)
   path = find.place(model)  # once: it may ask the Hub

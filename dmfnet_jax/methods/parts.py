@@ -68,9 +68,14 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())  # the command's own path begins where it is installed
   try:
-    return getattr(importlib.import_module(module), attribute)
+    found = getattr(importlib.import_module(module), attribute)
   except Exception as error:  # whatever the user's module raises
     reason = one_line(error)
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
       reason += f"; run where {module.partition('.')[0]} lies, or name its folder in PYTHONPATH"
     raise UserError(f"config.{field}={name}: cannot import it: {reason}") from error
+  if known and not callable(found):  # without others it is a whole method, a record
+    raise UserError(
+      f"config.{field}={name} is a {type(found).__name__}: name a class or a function"
+    )
+  return found

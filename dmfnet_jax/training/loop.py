@@ -87,6 +87,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if restored is not None:
     train_iterator.set_state(data_position)
   devices = setup.choose_devices(config.batch_size)
+  if idle := setup.tell_idle(config.batch_size, devices):
+    say(idle)
   eval_batches = pipeline.make_eval_batches(
     eval_source,
     batch_size=-(-config.eval_batch_size // len(devices)) * len(devices),  # rounded up

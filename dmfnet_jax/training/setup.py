@@ -47,7 +47,23 @@ def check_config(config: ml_collections.ConfigDict, devices: int | None = None) 
   if not method.stages:
     raise UserError(f"{config.method} is not trained: it fuses with a model from elsewhere")
   check_choice("stage", config.stage, method.stages)
+  if lacking := _lacking(config, method.defaults(config.stage)):
+    raise UserError(
+      f"config.method={config.method} has fields that the recipe lacks: {', '.join(lacking)}: take "
+      "a recipe of that method"
+    )
   method.check(config)
+
+
+def _lacking(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+  """The fields of a method's sections that a config does not have."""
+  found = []
+  for section, fields in defaults.items():
+    if section not in config:
+      found.append(section)
+    elif isinstance(fields, Mapping):
+      found += [f"{section}.{name}" for name in fields if name not in config[section]]
+  return found
 
 
 def choose_devices(batch_size: int) -> list[jax.Device]:
@@ -67,6 +83,17 @@ def choose_devices(batch_size: int) -> list[jax.Device]:
   dividing = (n for n in range(fewest, 0, -1) if batch_size % (n * len(of_process)) == 0)
   count = next(dividing, fewest)
   return [device for those in of_process for device in those[:count]]
+
+
+def tell_idle(batch_size: int, devices: Sequence[jax.Device]) -> str:
+  """Says that a batch leaves cores of a CPU without work, or ""."""
+  everyone = len(jax.devices())
+  if len(devices) == everyone:
+    return ""
+  return (
+    f"config.batch_size={batch_size} is divided among {len(devices)} of {everyone} cores: a "
+    f"multiple of {everyone} gives all of them work"
+  )
 
 
 def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:

@@ -71,6 +71,14 @@ def test_a_model_file_alone_imports_nothing(users_model, module):
   assert not (users_model.parent / "imported").exists()
 
 
+def test_what_cannot_be_called_is_no_part(module):
+  parts.allow([module])
+  with pytest.raises(
+    UserError, match=r"loss\.fn=.*:pathlib is a module: name a class or a function"
+  ):
+    parts.find("loss.fn", f"{module}:pathlib", {"fusion": max})
+
+
 def test_a_named_plugin_is_imported_and_fuses(users_model, module):
   """In a process of its own, as a user would."""
   program = f"""

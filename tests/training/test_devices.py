@@ -36,6 +36,9 @@ PROGRAM = """
   print(jax.device_count(), "devices")
   # A CPU's cores share what divides among them.
   assert [len(setup.choose_devices(size)) for size in (1, 4, 6, 7)] == [1, 4, 3, 1]
+  told = setup.tell_idle(6, setup.choose_devices(6))
+  assert told.startswith("config.batch_size=6 is divided among 3 of 4 cores: a multiple of 4"), told
+  assert not setup.tell_idle(4, setup.choose_devices(4))
   for config in (tiny.config(1, data_dir), tiny.config(2, data_dir, start=stage1)):
     state = train_and_evaluate(config, f"{out}/stage{config.stage}")
     np.savez(f"{out}/stage{config.stage}.npz", **tiny.leaves(state.params))

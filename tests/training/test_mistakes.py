@@ -56,6 +56,11 @@ STAGE1, STAGE2 = "configs/dmfnet.py:stage=1", "configs/dmfnet.py:stage=2"
     (STAGE2, "--config.features.timesteps=()", "config.features.timesteps=() must"),
     (STAGE2, "--config.features.source=middle", "config.features.source is one of 'decoder', "),
     (STAGE2, "--config.fusion_head.attention=no", "config.fusion_head.attention is one of"),
+    (
+      STAGE1,
+      "--config.method=cddfuse",
+      "lacks: network, fusion, loss: take a recipe of that method",
+    ),
     (STAGE1, "--config.dataset=harvard", "unknown dataset 'harvard'; known ones: "),
     (
       STAGE1,
