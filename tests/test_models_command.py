@@ -61,6 +61,13 @@ def test_a_method_is_told_with_its_recipes(capsys, name, lines):
   assert set(lines) <= set(lines_of(capsys, name))
 
 
+def test_methods_without_a_recipe_are_told_too(capsys):
+  assert "  in: a, b; out: fused; sides as its model needs; not trained" in lines_of(capsys, "ddfm")
+  lines = lines_of(capsys, "overlay")
+  words = "in: a, b (3 channels); out: fused (3 channels); any sides; no weights: --model overlay"
+  assert lines[1] == f"  {words} fuses"
+
+
 def test_an_unknown_name_lists_those_that_there_are(capsys):
   assert main(["models", "smal"]) == 2
   error = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The package's shape: imports go downward, in no circle, and the trunk names no method."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -103,11 +104,14 @@ def test_no_circle():
       visit(node)
 
 
+@functools.cache
 def words_of_methods():
   """What the trunk must not say: methods, and networks that belong to one of them."""
-  names = [name for name in methods.names() if name != "dmfnet"]  # also the program's name
-  networks = {network for name in methods.names() for network in methods.get(name).networks}
-  quoted = "|".join(re.escape(f'"{word}"') for word in [*methods.names(), *sorted(networks)])
+  # Those without networks are named by words of every day, such as "mean".
+  with_networks = [name for name in methods.names() if methods.get(name).networks]
+  names = [name for name in with_networks if name != "dmfnet"]  # also the program's name
+  networks = {network for name in with_networks for network in methods.get(name).networks}
+  quoted = "|".join(re.escape(f'"{word}"') for word in [*with_networks, *sorted(networks)])
   plain = "|".join([*names, "DM-FNet", "unet", "fusion_head", "fusionhead", "stage1", "stage [I]+"])
   return re.compile(rf"{quoted}|\b(?:{plain})\b", re.IGNORECASE)
 

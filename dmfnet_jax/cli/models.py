@@ -86,12 +86,13 @@ def _of_method(name: str) -> Iterator[str]:
   method = methods.get(name)
   about = (importlib.import_module(methods.__name__ + f".{name}").__doc__ or "").splitlines()[0]
   sides = "sides as its model needs"
-  if method.stages:
+  if method.stages or not method.networks:
     config = {k: v for stage in method.stages for k, v in method.defaults(stage).items()}
     stride = method.stride(config)
     sides = "any sides" if stride == 1 else f"any sides, padded to multiples of {stride}"
   count = len(method.stages)
   training = {0: "not trained", 1: "trained in one stage"}.get(count, f"trained in {count} stages")
+  training = training if method.networks else f"no weights: --model {name} fuses"
   yield f"{name}: {about}"
   yield f"  {_fields(method)}; {sides}; {training}"
   if method.torch_parts:
@@ -127,9 +128,11 @@ def _recipes(name: str) -> Iterator[str]:
   from dmfnet_jax.training.setup import trained_networks, with_sections
   from dmfnet_jax.weights.workdir import model_config
 
-  recipe: Any = importlib.import_module(f"dmfnet_jax.configs.{name}")
   method = methods.get(name)
-  for size in recipe.SIZES if method.stages else ():
+  if not method.stages:
+    return
+  recipe: Any = importlib.import_module(f"dmfnet_jax.configs.{name}")
+  for size in recipe.SIZES:
     earlier: dict[str, Any] = {}
     for stage in sorted(method.stages):
       config = with_sections(recipe.get_config(f"stage={stage},size={size}"), earlier)

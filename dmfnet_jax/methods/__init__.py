@@ -12,7 +12,7 @@ OLDEST = "dmfnet"
 """The method of model files and checkpoints that name none: there was one."""
 
 # What is no method, although it stands in this folder.
-_OTHERS = frozenset({"method", "parts"})
+_OTHERS = frozenset({"method", "parts", "pixelwise"})
 
 
 def names() -> Sequence[str]:
@@ -20,6 +20,11 @@ def names() -> Sequence[str]:
   return sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name not in _OTHERS
   )
+
+
+def without_weights() -> Sequence[str]:
+  """The methods that have no networks, so that their name is a model; it loads all methods."""
+  return [name for name in names() if not get(name).networks]
 
 
 def in_tiles(method: Method) -> str:

@@ -1,9 +1,13 @@
-"""From a word to a model: a released name, a model file, a training workdir or hf://OWNER/NAME."""
+"""From a word to a model: a released name, a model file, a training workdir or hf://OWNER/NAME.
+
+The name of a method without networks is a model as well: there is nothing to load.
+"""
 
 import os
 from pathlib import Path
 from typing import Any
 
+from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.io import paths
 from dmfnet_jax.weights import files
@@ -23,8 +27,8 @@ def released_path(name: str) -> Path:
   if name not in released_names():
     known = ", ".join(released_names()) or "none"
     raise UserError(
-      f"unknown model {name!r}: give a released name ({known}), a .safetensors file, a workdir or "
-      f"{_HUB}OWNER/NAME"
+      f"unknown model {name!r}: give a released name ({known}), a .safetensors file, a workdir, "
+      f"{_HUB}OWNER/NAME, or {', '.join(methods.without_weights())}, which have no weights"
     )
   return _FOLDER / f"{name}.safetensors"
 
@@ -77,6 +81,8 @@ def load_params(model: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     from dmfnet_jax.weights.workdir import load_trained  # it loads Orbax
 
     return load_trained(path)
+  if _needs_no_file(path):
+    return {}, files.complete({"method": str(path)})
   return files.read_weights(_file(path))
 
 
@@ -87,8 +93,16 @@ def trained_on(model: str | os.PathLike[str]) -> tuple[str, ...]:
     model: what `load_params` has read. Of a workdir the file that its finished training wrote.
   """
   path = place(model)
+  if _needs_no_file(path):
+    return ()
   file = path / _MODEL_FILE if path.is_dir() else _file(path)
   return files.read_trained_on(file) if file.exists() else ()
+
+
+def _needs_no_file(path: Any) -> bool:
+  """Whether a word that is no path names a method without networks."""
+  name = str(path)
+  return not path.exists() and name in methods.names() and not methods.get(name).networks
 
 
 def _file(path: Any) -> Any:
