@@ -85,7 +85,7 @@ def match_folders(folders: Sequence[Any], files: Sequence[list[Any]], naming: Na
       suffix_b=naming.suffix_b or _bids_ending("b", folders[1], in_b),
     )
   if is_one:
-    naming = tell_apart(folders[0], in_a, naming)
+    naming = _tell_apart(folders[0], in_a, naming)
   notes = []
   if naming != given:
     ends = f"A is *{naming.suffix_a}, B is *{naming.suffix_b}"
@@ -93,8 +93,8 @@ def match_folders(folders: Sequence[Any], files: Sequence[list[Any]], naming: Na
     notes.append(f"{known_as}: {ends}; --suffix-a and --suffix-b choose others")
   suffix_a, suffix_b = naming[:2]
   others = (suffix_b, suffix_a) if is_one else ("", "")
-  of_a = by_key(in_a, suffix_a, others[0], letter="a", is_bids=is_bids)
-  of_b = by_key(in_b, suffix_b, others[1], letter="b", is_bids=is_bids)
+  of_a = _by_key(in_a, suffix_a, others[0], letter="a", is_bids=is_bids)
+  of_b = _by_key(in_b, suffix_b, others[1], letter="b", is_bids=is_bids)
   pairs = {}
   for key, stem in of_a.items():
     if key in of_b:
@@ -111,22 +111,6 @@ def match_folders(folders: Sequence[Any], files: Sequence[list[Any]], naming: Na
   order = sorted(pairs, key=lambda name: (pairs[name][0][0] != PICTURE, name))
   advice = "" if pairs else _advice(in_a, in_b)
   return Together({name: pairs[name] for name in order}, alone, naming, notes, advice)
-
-
-def tell_apart(folder: Any, stems: Collection[str], naming: Naming) -> Naming:
-  """Completes the endings by which A and B in one folder are told apart.
-
-  Raises:
-    UserError: there are none.
-  """
-  if not (naming.suffix_a or naming.suffix_b) and _is_nnunet(stems):
-    return naming._replace(suffix_a="_0000", suffix_b="_0001")
-  if naming.suffix_a == naming.suffix_b:
-    raise UserError(
-      f"A and B are one folder, {folder}: name two, or tell its files apart by the endings of "
-      "their names, such as --suffix-a _T1w --suffix-b _pet, or by a list, --pairs"
-    )
-  return naming
 
 
 def read_list(naming: Naming, folders: Sequence[Any] = ()) -> Together:
@@ -182,7 +166,31 @@ def pair_name(stem: str, naming: Naming) -> str:
   return stem.removesuffix(naming.suffix_a) or stem
 
 
-def by_key(
+def same(path: Any, other: Any) -> bool:
+  """Whether two paths lead to one file or folder; false where the first does not exist."""
+  try:
+    return os.path.samefile(path, other)
+  except OSError:
+    return os.fspath(path) == os.fspath(other)
+
+
+def _tell_apart(folder: Any, stems: Collection[str], naming: Naming) -> Naming:
+  """Completes the endings by which A and B in one folder are told apart.
+
+  Raises:
+    UserError: there are none.
+  """
+  if not (naming.suffix_a or naming.suffix_b) and _is_nnunet(stems):
+    return naming._replace(suffix_a="_0000", suffix_b="_0001")
+  if naming.suffix_a == naming.suffix_b:
+    raise UserError(
+      f"A and B are one folder, {folder}: name two, or tell its files apart by the endings of "
+      "their names, such as --suffix-a _T1w --suffix-b _pet, or by a list, --pairs"
+    )
+  return naming
+
+
+def _by_key(
   stems: Iterable[str],
   ending: str,
   other: str = "",
@@ -219,14 +227,6 @@ def by_key(
       )
     chosen[key] = stem
   return chosen
-
-
-def same(path: Any, other: Any) -> bool:
-  """Whether two paths lead to one file or folder; false where the first does not exist."""
-  try:
-    return os.path.samefile(path, other)
-  except OSError:
-    return os.fspath(path) == os.fspath(other)
 
 
 def _rows(place: Any) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -32,11 +32,6 @@ from dmfnet_jax.methods.method import WINDOW, Compute, Images, Params
 Array = jax.Array
 Size = tuple[int, ...]
 
-TILE = 1024
-"""Side of the tiles of what does not fit the memory; no smaller picture is cut."""
-
-_LEAST_TILE = 32  # less would be hardly more than overlap
-_LEAST_TILE_IN_STRIDES = 8
 _SIZES_PER_OCTAVE = 8  # a side grows by 12 % at most, by 4 % on average
 
 
@@ -82,7 +77,8 @@ class Engine:
     compute_dtype: "float32" or "bfloat16".
     parts_per_step: how many of the method's parts run as one batch; by default what
       `memory.choose_parts` says for the device. It changes the rounding only.
-    on_step: see `Compute`. Programs that tell somebody are not kept between processes.
+    on_step: see `Compute`, and told of tiles. Programs that tell somebody are not kept between
+      processes.
   """
 
   def __init__(
@@ -135,35 +131,21 @@ class Engine:
       wanted: what the user says; by default `memory.examples_per_device` on each.
     """
     default = memory.examples_per_device(*padded[-2:]) * len(self._devices)
-    if math.prod(padded) > TILE**2 and self._devices[0].platform == "cpu":
+    if math.prod(padded) > tiles.TILE**2 and self._devices[0].platform == "cpu":
       default = min(default, max(self._fit(padded), 1))
     return min(wanted or default, self._limits.get(padded, wanted or default))
 
   def tile_side(self, size: Size, tile: int | str = "auto") -> int | None:
     """The side of the tiles in which pictures of a size are computed; None: whole.
 
-    Args:
-      size: of the pictures.
-      tile: the side, to be padded as pictures are; "auto": `TILE` where by estimate a picture does
-        not fit the memory; "off".
-
-    Raises:
-      UserError: a side too small for the method, or a method that has no tiles.
+    `tile` says which, see `tiles.choose_side`; a side is padded as pictures are.
     """
-    padded, stride = self.padded(size), self.method.stride(self.config)
-    has_tiles = methods.in_tiles(self.method) != "no" and len(size) == 2
-    if tile == "off" or (tile == "auto" and not has_tiles):
-      return None
-    if tile == "auto":
-      whole = math.prod(padded) <= TILE**2 or self._fit(padded) > 0
-      return None if whole else self.padded((TILE, TILE))[0]
-    least = max(_LEAST_TILE, _LEAST_TILE_IN_STRIDES * stride)
-    if not isinstance(tile, int) or tile < least:
-      raise UserError(f"tile is {tile!r}: give auto, off or a side from {least} pixels on")
-    if not has_tiles:
-      raise UserError(f"{self.config['method']} has no tiles: it must see all of a picture")
-    side = self.padded((tile, tile))[0]
-    return side if max(padded) > side else None
+    padded, method = self.padded(size), self.config["method"]
+    side = tiles.choose_side(
+      method, self.method.stride(self.config), padded, tile, lambda: self._fit(padded) > 0
+    )
+    side = side and self.padded((side, side))[0]
+    return side if side and max(padded) > side else None
 
   def _fit(self, padded: Size) -> int:
     """How many examples of a padded size fit the memory of a device, by estimate."""
@@ -199,7 +181,7 @@ class Engine:
       keys: PRNG keys [B], one per example.
       batch_size: examples at a time over all devices, see `batch_size`.
       on_done: told how many examples are done, after each batch.
-      tile: see `tile_side`.
+      tile: see `tiles.choose_side`.
 
     Returns:
       Each example's outputs, pictures cropped to its size (times the method's `scale`).
@@ -219,6 +201,8 @@ class Engine:
       finished = before - sum(map(bool, left.values()))
       if on_done is not None and finished:
         on_done(finished)
+      if self._on_step is not None and len(pieces) > len(sources):
+        self._on_step(len(pieces) - left.total(), len(pieces))
 
     results: list[dict[str, np.ndarray]] = [{} for _ in sources]
     of_pieces = [piece.source for piece in pieces]

@@ -7,14 +7,20 @@ method's stride, so that networks halve them on the grid on which they halve the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from dmfnet_jax import methods
+from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods.method import WINDOW, Method
 
+TILE = 1024
+"""Side of the tiles of what does not fit the memory; no smaller picture is cut for that."""
+
+_LEAST_TILE = 32  # less would be hardly more than overlap
+_LEAST_TILE_IN_STRIDES = 8
 _OVERLAP = 4  # so many overlaps are a tile
 _DROPPED = 4  # so many dropped margins are an overlap
 
@@ -82,6 +88,34 @@ class Piece(NamedTuple):
   source: Mapping[str, np.ndarray]
   padded: tuple[int, ...]
   tile: Tile | None = None
+
+
+def choose_side(
+  name: str, stride: int, padded: tuple[int, ...], tile: int | str, fits: Callable[[], bool]
+) -> int | None:
+  """The side of the tiles of a picture; None: it is to be computed whole.
+
+  Args:
+    name: of the method.
+    stride: of the method.
+    padded: the picture's padded size.
+    tile: the side; "auto": `TILE` for a picture that does not fit; "off".
+    fits: whether the picture fits the memory, by estimate.
+
+  Raises:
+    UserError: a side too small for the method, or a method that has no tiles.
+  """
+  has_tiles = methods.in_tiles(methods.get(name)) != "no" and len(padded) == 2
+  if tile == "off" or (tile == "auto" and not has_tiles):
+    return None
+  if tile == "auto":
+    return None if math.prod(padded) <= TILE**2 or fits() else TILE
+  least = max(_LEAST_TILE, _LEAST_TILE_IN_STRIDES * stride)
+  if not isinstance(tile, int) or tile < least:
+    raise UserError(f"tile is {tile!r}: give auto, off or a side from {least} pixels on")
+  if not has_tiles:
+    raise UserError(f"{name} has no tiles: it must see all of a picture")
+  return tile
 
 
 def plan(size: tuple[int, ...], side: int, stride: int) -> list[Tile]:

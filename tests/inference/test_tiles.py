@@ -133,6 +133,14 @@ def test_the_batch_changes_nothing_and_progress_counts_pictures(make):
   assert sum(done) == 2 * len(a)
 
 
+def test_tiles_are_told_as_steps(make):
+  told = []
+  a, b = pictures(SIZE)
+  model = make(near)
+  Model({}, model.config, on_step=lambda *step: told.append(step)).fuse(a, b, tile=SIDE)
+  assert told == [(i, 6) for i in range(1, 7)]
+
+
 def test_what_follows_the_crop_sees_the_whole(make):
   """Each tile's own range would be another."""
   ramp = np.add.outer(np.linspace(-0.5, 0, 100), np.linspace(-0.2, 0.5, 100)).astype(np.float32)
