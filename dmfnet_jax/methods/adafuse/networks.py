@@ -5,6 +5,7 @@ cross-attention blocks fuse the features: in space, in frequency, and the two re
 other; a U-Net decoder makes the picture.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,16 +125,14 @@ class QueryKeyValue(nn.Module):
     return query, key, value
 
 
-def attend(query: Array, key: Array, value: Array, dtype: Any) -> Array:
+def attend(query: Array, key: Array, value: Array) -> Array:
   """Attention [B, N, heads, d] of each head, its heads joined: [B, N, heads d]."""
-  attended = nn.dot_product_attention(
-    query,
-    key,
-    value,
-    dtype=dtype,
-    precision=layers.matmul_precision(dtype),
-    force_fp32_for_softmax=True,
+  precision = layers.matmul_precision(query.dtype)
+  scores = jnp.einsum(
+    "bnhd,bmhd->bhnm", query, key, precision=precision, preferred_element_type=jnp.float32
   )
+  weights = nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
+  attended = jnp.einsum("bhnm,bmhd->bnhd", weights, value, precision=precision)
   return attended.reshape(*attended.shape[:2], -1)
 
 
@@ -165,7 +164,7 @@ class TransformerBlock(nn.Module):
     """Maps [B, N, D] to [B, N, D]."""
     d = tokens.shape[-1]
     query, key, value = QueryKeyValue(self.heads, self.dtype, name="attention")(tokens)
-    attended = attend(query, key, value, self.dtype)
+    attended = attend(query, key, value)
     tokens = tokens + _dense(d, d, dtype=self.dtype, name="proj")(attended)
     h = LayerNorm(self.dtype, name="norm2")(tokens)
     h = _gelu(_dense(d, _MLP_RATIO * d, dtype=self.dtype, name="fc1")(h))
@@ -217,7 +216,7 @@ class CrossAttentionFusion(nn.Module):
       qkv.append(QueryKeyValue(self.heads, self.dtype, name=f"qkv{i}")(tokens))
     (qa, ka, va), (qb, kb, vb) = qkv
     self.sow("intermediates", "query1", qa)
-    crossed = [attend(qa, ka, vb, self.dtype), attend(qb, kb, va, self.dtype)]
+    crossed = [attend(qa, ka, vb), attend(qb, kb, va)]
     projected = [
       _dense(self.dim, self.dim, dtype=self.dtype, name=f"proj{i}")(x)
       for i, x in enumerate(crossed, 1)
