@@ -90,6 +90,11 @@ def format_table(
   """
   lines = [["", *columns]]
   lines += [[label, *(f"{row[name]:.4f}" for name in columns)] for label, row in rows.items()]
+  return align(lines)
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+  """Joins cells to lines of aligned columns, the first to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
     "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines

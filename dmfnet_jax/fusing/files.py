@@ -53,8 +53,26 @@ def fuse_files(
       fuse pairs of pictures, a result that would replace a source, results of other options where
       those are to be kept. Nothing has been written then.
   """
-  _ = options.windows, options.table  # a mistyped one is noticed here
   index, count = which_process(options.shard)
+  pairs, options = find_pairs(a, b, out, options)
+  if count > 1:
+    mine = pairs[index::count]
+    say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
+    pairs = mine
+  return 1 if pairs and fuse_pairs(load(options), pairs, out, options) else 0
+
+
+def find_pairs(
+  a: paths.PathLike | None, b: paths.PathLike | None, out: paths.PathLike, options: FuseOptions
+) -> tuple[list[Pair], FuseOptions]:
+  """The pairs of `fuse_files`, and the options with the endings that were recognised.
+
+  What was left out is named on stderr. Nothing is written, and no model loaded.
+
+  Raises:
+    UserError: there are no pairs, or what does not fit them.
+  """
+  _ = options.windows, options.table  # a mistyped one is noticed here
   with_std, with_overlay = options.samples is not None, options.overlay is not None
   naming = Naming(options.suffix_a, options.suffix_b, options.pairs)
   matched = match_pairs(a, b, out, naming, with_std=with_std, with_overlay=with_overlay)
@@ -70,15 +88,18 @@ def fuse_files(
     say(f"warning: no partner for {path}")
   if not pairs:
     raise UserError(f"no file in {a} has a partner of the same stem in {b}: {matched.advice}")
-  folder = pairs[0].out.parent
-  if options.resume and folder != paths.as_path(out):
+  if options.resume and pairs[0].out.parent != paths.as_path(out):
     raise UserError(f"{out}: --resume needs a folder as the output")
   _check_options(pairs, options)
-  if count > 1:
-    mine = pairs[index::count]
-    say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
-    pairs = mine
+  return pairs, options
 
+
+def load(options: FuseOptions) -> Any:
+  """Loads the model of the options.
+
+  Raises:
+    UserError: there is none, or it does not do what is asked for.
+  """
   # These take their time: not for a mistyped path.
   import jax
 
@@ -91,24 +112,42 @@ def fuse_files(
       "warning: bfloat16 is slower than float32 on a CPU here; its fast way is OpenVINO on "
       "`dmfnet export --format onnx`"
     )
+  return model
+
+
+def fuse_pairs(
+  model: Any, pairs: Sequence[Pair], out: paths.PathLike, options: FuseOptions
+) -> dict[str, str]:
+  """Fuses pairs, one at least, that `find_pairs` has found into `out`.
+
+  Returns:
+    The reasons of those that failed, by name; each is also named on stderr.
+
+  Raises:
+    UserError: results that are to be kept were made otherwise, or nothing can be written.
+  """
+  volumes = [pair for pair in pairs if pair.is_volume]
+  if volumes and model.method.outputs[0].channels > 1:
+    raise UserError(f"{options.model} makes pictures in colour: volumes are fused in grey")
+  folder = pairs[0].out.parent
   paths.make_folder(folder)
   total, model_sha256 = len(pairs), model.fingerprint()
   if folder == paths.as_path(out):
     there = compare_or_leave_record(folder, options, model_sha256)
     pairs = unfinished(pairs, there) if options.resume else pairs
+    volumes = [pair for pair in pairs if pair.is_volume]
   familiarity = Familiarity(options.model, model.trained_on)
   familiarity.check_names(pair for pair in pairs if not pair.is_volume)
   of_pictures = {pair.stem: pair for pair in pairs if not pair.is_volume}
-  failed = _fuse_pictures(model, of_pictures, options, model_sha256)
-  volumes = [pair for pair in pairs if pair.is_volume]
+  failures = _fuse_pictures(model, of_pictures, options, model_sha256)
   if volumes:
     from dmfnet_jax.fusing.volumes import fuse_volumes  # its libraries take half a second
 
-    failed += fuse_volumes(model, volumes, options, model_sha256, familiarity)
+    failures |= fuse_volumes(model, volumes, options, model_sha256, familiarity)
   kept = total - len(pairs)
   earlier = f", {kept} of them earlier" if kept else ""
-  say(f"{total - failed} of {total} pairs fused into {out}{earlier}")
-  return 1 if failed else 0
+  say(f"{total - len(failures)} of {total} pairs fused into {out}{earlier}")
+  return failures
 
 
 def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
@@ -141,10 +180,10 @@ def _check_model(model: Any, options: FuseOptions) -> None:
 
 def _fuse_pictures(
   model: Any, pairs: Mapping[str, Pair], options: FuseOptions, model_sha256: str
-) -> int:
-  """Fuses pairs of pictures, by their stems; returns how many failed."""
+) -> dict[str, str]:
+  """Fuses pairs of pictures, by their stems; returns why those failed that did."""
   if not pairs:
-    return 0
+    return {}
 
   def load(pair: Pair) -> LoadedPair:
     return load_pair(pair, options, model_sha256, model)
@@ -186,7 +225,7 @@ def _fuse_pictures(
         writing.append((loaded.pair.stem, job))
       finish_writing(2 * len(batch))
     finish_writing(0)
-  return len(progress.failures)
+  return progress.failures
 
 
 def _fuse_batch(

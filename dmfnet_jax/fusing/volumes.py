@@ -35,7 +35,7 @@ def fuse_volumes(
   options: FuseOptions,
   model_sha256: str,
   familiarity: Familiarity,
-) -> int:
+) -> dict[str, str]:
   """Fuses pairs of volumes, one after the other, and writes their results.
 
   Args:
@@ -46,9 +46,9 @@ def fuse_volumes(
     familiarity: with what the model was trained on.
 
   Returns:
-    How many pairs failed; each was named with its reason.
+    The reasons of the pairs that failed, by name; each was told.
   """
-  failed = 0
+  failures = {}
   for pair in pairs:
     try:
       a, b = read_volume(pair.a, pair.kind_a), read_volume(pair.b, pair.kind_b)
@@ -56,9 +56,9 @@ def fuse_volumes(
       result = _fuse_pair(model, pair, a, b, options, model_sha256)
       write_results(pair, result, options, alone=len(pairs) == 1)
     except (UserError, MemoryError) as error:
-      failed += 1
-      say(f"error: pair {pair.stem}: {why_failed(error, 'the volumes')}")
-  return failed
+      failures[pair.stem] = why_failed(error, "the volumes")
+      say(f"error: pair {pair.stem}: {failures[pair.stem]}")
+  return failures
 
 
 def _fuse_pair(
