@@ -54,7 +54,7 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.network.width = 8
   config.crop_size = 96
   config.batch_size = 2
-  config.num_train_steps = 2_000
+  config.num_train_steps = 1_500
   config.log_every_steps = 25
   config.eval_every_steps = config.sample_every_steps = 500
   config.checkpoint_every_steps = 250

@@ -88,7 +88,10 @@ def _described(config: ml_collections.ConfigDict) -> Setup:
     method.check(config)
   stage = method.stages[config.stage](config)
   for field in set(stage.frozen.values()) - {"start"}:
-    shapes = join(shapes, _shapes(load_params(config[field])[0]))
+    if stage.substitute is not None and not config[field]:
+      shapes = join(shapes, jax.eval_shape(stage.substitute, gaussian.make_key(0)))
+    else:
+      shapes = join(shapes, _shapes(load_params(config[field])[0]))
   return Setup(config, method, stage, select(shapes, stage.frozen))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from dmfnet_jax import methods
@@ -128,6 +129,13 @@ def set_up(config: ml_collections.ConfigDict, run_folder: Any) -> Setup:
         f"config.{field}={config[field]} has no {missing[0]}: name a model that has it"
       )
     chosen = select(params, networks)
+    if stage.substitute is not None:
+      drawn = jax.eval_shape(stage.substitute, gaussian.make_key(0))
+      for name in drawn.keys() & chosen.keys():
+        if jax.tree.map(jnp.shape, drawn[name]) != jax.tree.map(jnp.shape, chosen[name]):
+          raise UserError(
+            f"config.{field}={config[field]} has another {name} than this config: sizes differ"
+          )
     if not there and jax.process_index() == 0:
       files.save_weights(copy, chosen, sections)
     frozen |= chosen

@@ -13,6 +13,7 @@ import toy
 from dmfnet_jax import methods
 from dmfnet_jax.configs import common
 from dmfnet_jax.diffusion import gaussian
+from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.engine import Engine, name_code
 from dmfnet_jax.inference.export import export_fuse
 from dmfnet_jax.inference.model import Model
@@ -29,8 +30,8 @@ SMALLER = {
   "dmfnet": {
     1: ["unet.width=8", "unet.multipliers=(1,2)", "unet.num_res_blocks=1", "unet.norm_groups=4"],
   },
-  "adafuse": {1: ["network.widths=(4,8)"]},
-  "waveae": {1: ["network.levels=1"]},
+  "adafuse": {1: ["network.widths=(4,8)", "network.patch=32", "network.depth=0"]},
+  "waveae": {1: ["network.levels=1", "network.convs=1"]},
   "emma": {
     1: ["sensing.width=4", "sensing.levels=2", "crop_size=32"],
     2: ["fuser.widths=(4,4)", "fuser.heads=1", "crop_size=32"],
@@ -263,6 +264,11 @@ def test_a_network_without_a_file_is_drawn_and_kept(users_method, tmp_path, caps
   assert "config.other_file is empty: other with random weights" in capsys.readouterr().err
   again = setup.set_up(common.recipe(name, 1, seed=1), tmp_path).frozen["other"]["w"]
   np.testing.assert_array_equal(drawn, again)
+  (tmp_path / "wide").mkdir()
+  wide = tmp_path / "wide" / "model.safetensors"
+  save_weights(wide, {"other": {"w": np.zeros(4, np.float32)}}, {"method": name})
+  with pytest.raises(UserError, match=r"config.other_file=.* has another other than this config"):
+    setup.set_up(common.recipe(name, 1, other_file=str(wide)), tmp_path / "wide")
   (tmp_path / "new").mkdir()
   given = common.recipe(name, 1, seed=1, other_file=str(tmp_path / "frozen_other_file.safetensors"))
   np.testing.assert_array_equal(drawn, setup.set_up(given, tmp_path / "new").frozen["other"]["w"])

@@ -13,6 +13,9 @@ from dmfnet_jax.methods.coconet import published, stages
 from dmfnet_jax.methods.coconet.networks import STATISTICS, STRIDE, WIDTH
 from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params
 
+# Values per pixel that live at a time, over the width. From compiled programs; a test compares.
+_WIDTHS_AT_ONCE = 10
+
 
 def defaults(stage: int) -> dict[str, Any]:
   """The published values of a stage's sections; both stages have all of them."""
@@ -72,6 +75,14 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   return apply
 
 
+def memory(
+  config: Config, size: tuple[int, ...], pairs: int, parts: int, bytes_per_value: int
+) -> int:
+  """About how much memory the activations take at their peak; see `Method.memory`."""
+  del parts
+  return pairs * size[0] * size[1] * config["network"]["width"] * bytes_per_value * _WIDTHS_AT_ONCE
+
+
 METHOD = Method(
   defaults=defaults,
   model=("network", "fusion", "loss"),
@@ -80,6 +91,7 @@ METHOD = Method(
   networks=("fuser", "vgg"),
   fuse=fuse,
   exact_size=True,
+  memory=memory,
   from_torch=published.from_torch,
   torch_parts={"network": "latest.pth", "vgg": "torchvision's VGG-19, to train with"},
 )

@@ -14,6 +14,10 @@ from dmfnet_jax.methods.dfvo.networks import STRIDE, build
 from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params, variables
 from dmfnet_jax.nn import layers
 
+# Values per pixel that live at a time, over the width, but for the attention's two maps. From
+# compiled programs; a test compares.
+_WIDTHS_AT_ONCE = 95
+
 
 def defaults(stage: int) -> dict[str, Any]:
   """The published values of the only stage's sections."""
@@ -79,6 +83,16 @@ def after_crop(config: Config) -> Callable[[Images], Images]:
   return lambda outputs: {"fused": layers.stretch(outputs["fused"])}
 
 
+def memory(
+  config: Config, size: tuple[int, ...], pairs: int, parts: int, bytes_per_value: int
+) -> int:
+  """About how much memory the activations take at their peak; see `Method.memory`."""
+  del parts, bytes_per_value  # the depthwise convolutions and the softmax are float32 in any dtype
+  pixels = size[0] * size[1]
+  attention = 2 * (pixels // STRIDE**2) ** 2
+  return 4 * pairs * (pixels * config["network"]["width"] * _WIDTHS_AT_ONCE + attention)
+
+
 METHOD = Method(
   defaults=defaults,
   model=("network", "fusion", "loss"),
@@ -88,6 +102,7 @@ METHOD = Method(
   fuse=fuse,
   after_crop=after_crop,
   exact_size=True,
+  memory=memory,
   stride=lambda config: STRIDE,
   from_torch=published.from_torch,
   torch_parts={"model": "DFModel.pth"},
