@@ -175,9 +175,9 @@ def test_fewer_passes_take_less_memory():
   params, config = tiny.model(width=16, multipliers=(1, 1, 2))
   sizes = {
     passes: Engine(params, config, parts_per_step=passes).temporary_bytes((64, 64))
-    for passes in (1, 2, 3, 6)
+    for passes in (1, 2, 6)
   }
-  assert sizes[1] < sizes[2] < sizes[3] < sizes[6]
+  assert sizes[1] < sizes[2] < sizes[6]
   assert sizes[1] <= sizes[6] / 2
   for passes, measured in sizes.items():
     estimated = estimate(config, (64, 64), 1, passes, "float32")
