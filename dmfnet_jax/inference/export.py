@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from dmfnet_jax import methods
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.inference import engine
 from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import paths
@@ -120,7 +120,7 @@ def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, int]) -
     size: height and width.
 
   Raises:
-    UserError: jax2onnx is not installed.
+    UserError: jax2onnx is not installed, or has no counterpart of what the method computes.
   """
   try:
     import jax2onnx
@@ -142,13 +142,19 @@ def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, int]) -
   traced = jax.make_jaxpr(fuse_one)(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes))
   fuse = jax.vmap(lambda *sources: jaxpr_as_fun(traced)(*sources)[0])
   logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it remarks on every shape
-  program = jax2onnx.to_onnx(
-    fuse,
-    [("N", *shape) for shape in shapes],
-    model_name=config["method"],
-    input_names=[field.name for field in method.sources],
-    output_names=[method.outputs[0].name],
-  )
+  try:
+    program = jax2onnx.to_onnx(
+      fuse,
+      [("N", *shape) for shape in shapes],
+      model_name=config["method"],
+      input_names=[field.name for field in method.sources],
+      output_names=[method.outputs[0].name],
+    )
+  except NotImplementedError as error:
+    raise UserError(
+      f"jax2onnx cannot write what {config['method']} computes ({one_line(error)}): leave "
+      "--format onnx out"
+    ) from error
   return program.SerializeToString()
 
 

@@ -1,13 +1,16 @@
 """The exported program: only JAX runs it, for any number of pairs, to the model's own pictures."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 import textwrap
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import toy
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import engine, export
@@ -87,6 +90,18 @@ def test_onnx_runtime_fuses(tmp_path, model_file):
   for count in (1, 3):
     (fused,) = session.run(["fused"], {"a": a[:count], "b": b[:count]})
     np.testing.assert_allclose(fused, expected[:count], atol=1e-4)
+
+
+def test_what_onnx_has_not_is_told_in_a_line(users_method):
+  pytest.importorskip("jax2onnx")
+
+  def fuse(params, images, keys):
+    spectrum = jnp.fft.fft2(images["a"][..., 0])
+    return {"fused": jnp.fft.ifft2(spectrum).real[..., None]}
+
+  name = users_method(dataclasses.replace(toy.METHOD, fuse=lambda config, compute: fuse))
+  with pytest.raises(UserError, match=rf"jax2onnx cannot write what {name} computes \(.*FFT"):
+    export.export_onnx({"toy": toy.PARAMS}, {"method": name, "toy": {}}, size=(8, 8))
 
 
 def test_onnx_has_no_bfloat16_and_no_fixed_batch(tmp_path, model_file):
