@@ -1,5 +1,6 @@
 """AdaFuse's table of published names, its conversion, and what its goldens do not show."""
 
+import functools
 import json
 
 import jax
@@ -27,8 +28,10 @@ SMALL = {
 }
 
 
-def variables_of(network):
+@functools.cache
+def variables_of(make_network):
   """Paths and shapes of a network's parameters and running statistics."""
+  network = make_network()
   side = network["patch"] * 2 ** (len(network["widths"]) - 1)
   picture = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
   module = networks.build(network, "float32")
@@ -40,11 +43,19 @@ def variables_of(network):
   }
 
 
+def paper():
+  return recipe.get_config("size=paper").network.to_dict()
+
+
+def small():
+  return SMALL
+
+
 def small_state():
   """A file of a small network, as the published program would write it."""
   rng = np.random.default_rng(0)
   state = {}
-  for path, shape in variables_of(SMALL).items():
+  for path, shape in variables_of(small).items():
     value = rng.standard_normal(shape).astype(np.float32)
     state[torch_names.torch_name(path, published.LAYERS)] = torch_names.to_torch_layout(value)
   return state
@@ -58,7 +69,7 @@ def test_every_published_name_is_known():
     for key, shape in published.used(stored).items()
     if not key.endswith(("filt", "num_batches_tracked"))
   }
-  ours = variables_of(recipe.get_config("size=paper").network.to_dict())
+  ours = variables_of(paper)
   names = {
     torch_names.torch_name(path, published.LAYERS): torch_names.to_torch_layout(
       np.broadcast_to(0, shape)

@@ -32,6 +32,14 @@ def _conv_pair(here: str, there: str) -> torch_names.Layers:
   )
 
 
+def encoder(here: str, there: str) -> torch_names.Layers:
+  """The rows of an encoder."""
+  return (
+    (rf"{here}inlayer", f"{there}inlayer"),
+    *_conv_pair(rf"{here}block(?P<k>\d+)", f"{there}block{{k}}"),
+  )
+
+
 def _attention(here: str, there: str) -> torch_names.Layers:
   return (
     (rf"{here}/norm1/norm", f"{there}.norm1"),
@@ -66,8 +74,7 @@ def spatial_frequency(here: str, there: str) -> torch_names.Layers:
 
 
 LAYERS: torch_names.Layers = (
-  (r"(?P<encoder>encoder[12]?)/inlayer", "{encoder}.inlayer"),
-  *_conv_pair(r"(?P<encoder>encoder[12]?)/block(?P<k>\d+)", "{encoder}.block{k}"),
+  *encoder(r"(?P<encoder>encoder[12]?)/", "{encoder}."),
   *spatial_frequency(r"fusion(?P<k>\d+)/", "fusionnet{k}."),
   *_conv_pair(r"up(?P<k>\d+)", "conv_up{k}"),
   (r"outlayer", "outlayer"),

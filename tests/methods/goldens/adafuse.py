@@ -12,7 +12,7 @@ from golden_weights import GOLDEN_DIR, nchw, nhwc
 from dmfnet_jax.configs import adafuse as recipe
 from dmfnet_jax.interop import torch as torch_names
 from dmfnet_jax.methods.adafuse import objectives, published, stages
-from dmfnet_jax.methods.adafuse.networks import SpatialFrequencyFusion, build
+from dmfnet_jax.methods.adafuse.networks import Encoder, SpatialFrequencyFusion, build
 from dmfnet_jax.methods.method import Context, variables
 from dmfnet_jax.nn import layers
 
@@ -48,8 +48,10 @@ def compute(arrays, draw):
     found |= of_one_level(arrays, draw)
   if "loss/a" in arrays:
     found |= of_loss(arrays)
-  if "img1" in arrays:
+  if "img2" in arrays:
     found |= of_network(arrays, draw)
+  elif "img1" in arrays:
+    found |= of_encoder(arrays, draw)
   return found
 
 
@@ -105,6 +107,28 @@ def of_loss(arrays):
   }
 
 
+def some(feature):
+  """Every 16th channel, every 4th row and column."""
+  return Computed(nchw(feature)[:, ::16, ::4, ::4])
+
+
+def of_encoder(arrays, draw):
+  """The first source's, by itself: the whole network's weights take 2 GB."""
+  network = recipe.get_config("size=paper").network
+  encoder = Encoder(network.stem, network.widths)
+  image = nhwc(arrays["img1"])
+  made = jax.eval_shape(lambda: encoder.lazy_init(jax.random.key(0), image, False, None))
+  keys = {
+    key.removeprefix("encoder1."): weight(draw, key, shape)
+    for key, shape in shapes("separate_encoders").items()
+    if key.startswith("encoder1.") and not key.endswith("filt")
+  }
+  layers = published.encoder("", "")
+  loaded = torch_names.variables_from_state_dict(keys, made, layers, "encoder1")
+  levels = jax.jit(lambda loaded: encoder.apply(loaded, image, False, None))(loaded)
+  return {f"encoder1/{k}": some(level) for k, level in enumerate(levels, 1)}
+
+
 def of_network(arrays, draw):
   variant = str(arrays["variant"])
   state = {key: weight(draw, key, shape) for key, shape in published.used(shapes(variant)).items()}
@@ -112,7 +136,6 @@ def of_network(arrays, draw):
   network = build(config["network"], "float32")
   run = jax.jit(lambda params, *pictures: network.apply(variables(params, "fuser"), *pictures))
   outputs = run(params, nhwc(arrays["img1"]), nhwc(arrays["img2"]))
-  some = lambda feature: Computed(nchw(feature)[:, ::16, ::4, ::4])  # noqa: E731
   kind = "shared_encoder" if config["network"]["shared_encoder"] else "separate_encoders"
   found = {
     "variant": Computed(kind, 0.0),
