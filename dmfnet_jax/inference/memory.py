@@ -20,10 +20,13 @@ _USABLE_MEMORY = 0.5
 # The estimate of a CPU's programs is of what XLA plans; the pictures come on top.
 _USABLE_HOST_MEMORY = 0.8
 _MEASURED = (256, 256)
-_CGROUPS = (  # limit and use, of the second version and of the first
-  ("memory.max", "memory.current"),
-  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
+_CGROUPS = Path("/sys/fs/cgroup")
+# By the controller that /proc/self/cgroup names, none in the second version: the limit, the use,
+# and what of it is a cache that is given up.
+_CGROUP_FILES = {
+  "": ("memory.max", "memory.current", "inactive_file"),
+  "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def examples_per_device(height: int, width: int) -> int:
@@ -121,10 +124,8 @@ def _free_host_bytes() -> int | None:
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(line for line in lines if line.startswith("MemAvailable"))
     found.append(1024 * int(free.split()[1]))
-  for names in _CGROUPS:
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-      most, used = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in names)
-      found.append(most - used)
+  with contextlib.suppress(OSError):
+    found += _left_by_cgroups(Path("/proc/self/cgroup").read_text(), _CGROUPS)
   with contextlib.suppress(ImportError, OSError):
     import resource  # not on Windows
 
@@ -133,6 +134,31 @@ def _free_host_bytes() -> int | None:
       pages = int(Path("/proc/self/statm").read_text().split()[0])
       found.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
   return max(0, min(found)) if found else None
+
+
+def _left_by_cgroups(text: str, root: Path) -> list[int]:
+  """What the limits of a process's control groups, and of those above them, leave: of each.
+
+  Args:
+    text: of /proc/self/cgroup: lines such as "0::/job_1/step_0".
+    root: where the groups are folders.
+  """
+  found = []
+  for line in text.splitlines():
+    _, controller, place = line.split(":", 2)
+    if controller not in _CGROUP_FILES:
+      continue
+    limit, used, cache = _CGROUP_FILES[controller]
+    top = root / controller
+    group = top / place.lstrip("/")
+    for folder in (group, *group.parents):
+      if not folder.is_relative_to(top):
+        break
+      with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
+        left = int((folder / limit).read_text()) - int((folder / used).read_text())
+        stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+        found.append(left + int(stat.get(cache, 0)))
+  return found
 
 
 def is_out_of_memory(error: Exception) -> bool:

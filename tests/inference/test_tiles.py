@@ -165,6 +165,29 @@ def test_what_does_not_fit_is_cut_by_itself(make, monkeypatch):
     model.fuse(a, a)
 
 
+@pytest.mark.parametrize(
+  ("line", "files"),
+  [
+    ("0::/job/step", ("memory.max", "memory.current", "inactive_file")),
+    (
+      "4:memory:/job/step",
+      ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ),
+  ],
+)
+def test_limits_of_jobs_and_containers_count(tmp_path, line, files):
+  """Those of the groups above, too; files that the system keeps in memory are as good as free."""
+  limit, used, cache = files
+  for place, limited, use in (("", "max", 500), ("job", "400", 300), ("job/step", "max", 300)):
+    top, _, name = limit.rpartition("/")
+    folder = tmp_path / top / place
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(limited)
+    (folder / used.rpartition("/")[2]).write_text(f"{use}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{cache} 50\n")
+  assert memory._left_by_cgroups(f"{line}\n1:cpu:/\n", tmp_path) == [150]
+
+
 def test_where_there_are_no_tiles_it_is_said(make):
   a, b = pictures(SIZE)
   for fields in ({"is_random": True, "in_tiles": None}, {"in_tiles": "no"}):
