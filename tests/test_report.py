@@ -163,7 +163,7 @@ def test_the_same_input_gives_the_same_bytes(folders, tmp_path):
 
 
 def test_a_page_for_many_pairs_stays_small(folders, tmp_path, monkeypatch):
-  monkeypatch.setattr(shown, "_LOSSLESS_PIXELS", 2 * 4 * 48 * 64 - 1)
+  monkeypatch.setattr(shown, "LOSSLESS_PIXELS", 2 * 4 * 48 * 64 - 1)
   _, parsed = write(folders, tmp_path, max_pictures=2, title="Some <title>")
   assert parsed.all("h1")[0][1] == parsed.all("title")[0][1] == "Some <title>"
   assert parsed.names == sorted(STEMS, key=LEVELS.get)

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = (
   ("__main__",),
   ("cli",),
-  ("demo",),
+  ("demo", "compare"),
   ("fusing", "report", "serve", "preflight", "training", "plot"),
   ("inference",),
   ("weights",),

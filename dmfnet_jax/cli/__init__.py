@@ -26,6 +26,7 @@ COMMANDS = (
   "fuse",
   "export",
   "evaluate",
+  "compare",
   "train",
   "preflight",
   "data",

@@ -19,7 +19,9 @@ MAX_SIDE = 512
 VIEWS = {"a": "A", "b": "B", "overlay": "overlay", "fused": "fused"}
 """Those that are stored; the page computes others from them."""
 
-_LOSSLESS_PIXELS = 24_000_000  # of all pictures together: about 20 MB; from there on lossy
+LOSSLESS_PIXELS = 24_000_000
+"""Of all pictures of a page together: about 20 MB. From there on they are compressed with loss."""
+
 _STRIP_SIDE = 56
 
 
@@ -88,7 +90,7 @@ def _encode(
   small = [shrink(picture, MAX_SIDE) for picture in (a, b, fused)]
   stored = dict(zip(("a", "b", "fused"), small, strict=True)) | {"overlay": shrink(laid, MAX_SIDE)}
   lossless = (
-    count * sum(math.prod(picture.shape[:2]) for picture in stored.values()) <= _LOSSLESS_PIXELS
+    count * sum(math.prod(picture.shape[:2]) for picture in stored.values()) <= LOSSLESS_PIXELS
   )
   coloured = [picture if picture.ndim == 3 else np.dstack([picture] * 3) for picture in small]
   strip = np.concatenate([shrink(picture, _STRIP_SIDE) for picture in coloured], axis=1)
