@@ -140,7 +140,8 @@ def match_pairs(
   targets += [pair.out_overlay] if with_overlay else []
   for target in targets:
     _check_target(pair, target)
-  return Matched([pair], [], naming, [], "")
+  notes = [f"warning: A and B are the same, {path_a}"] if same(path_a, path_b) else []
+  return Matched([pair], [], naming, notes, "")
 
 
 def _match_into(out: Any, together: Together, unread: list[str]) -> Matched:

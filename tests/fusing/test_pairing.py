@@ -123,6 +123,12 @@ def test_mistakes_in_a_list_are_named(tmp_path, model, lines, message):
   assert not (tmp_path / "out").exists()
 
 
+def test_a_file_with_itself_is_told(tmp_path, model, capsys):
+  write(tmp_path, "1.png")
+  assert fuse(tmp_path / "1.png", tmp_path / "1.png", tmp_path / "out") == 0
+  assert "warning: A and B are the same" in capsys.readouterr().err
+
+
 def test_without_a_list_sources_are_needed(capsys):
   assert main(["fuse", "-o", "out"]) == 2
   assert "required: A, B" in capsys.readouterr().err
