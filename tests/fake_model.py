@@ -49,7 +49,17 @@ class FakeModel:
     return None if fits else 4
 
   def fuse(
-    self, a, b, *, seed=0, names=None, samples=None, batch_size=None, on_done=None, tile="off"
+    self,
+    a,
+    b,
+    *,
+    seed=0,
+    names=None,
+    samples=None,
+    batch_size=None,
+    on_done=None,
+    tile="off",
+    emphasis=None,
   ):
     """Arrays of pictures, or lists of pictures of one padded size."""
     assert all(x.dtype == np.uint8 for x in (*a, *b))

@@ -176,6 +176,8 @@ def _check_model(model: Any, options: FuseOptions) -> None:
   if options.samples is not None and not method.is_random:
     raise UserError(f"{options.model} draws no noise: leave out --samples")
   model.tile_size(1, 1, options.tile)
+  if options.emphasis is not None:
+    model.check_emphasis(options.emphasis)
 
 
 def _fuse_pictures(
@@ -234,7 +236,7 @@ def _fuse_batch(
   """Returns the fused pictures and their deviations; None each without samples."""
   sources = [loaded.a for loaded in batch.values()], [loaded.b for loaded in batch.values()]
   asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
-  asked["names"] = list(batch)
+  asked |= {"names": list(batch), "emphasis": options.emphasis}
   (asked["tile"],) = {loaded.tile or "off" for loaded in batch.values()}  # they are of one size
   if options.samples is None:
     return model.fuse(*sources, **asked), [None] * len(batch)

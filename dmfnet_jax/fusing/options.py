@@ -89,6 +89,13 @@ class FuseOptions:
     bounds=(0.0, 1.0),
     metavar="ALPHA",
   )
+  emphasis: str | None = _option(
+    None,
+    RESULT,
+    "tracer: more uptake is brighter, for PET and SPECT: the coarse scale of the luma follows B, "
+    "the detail is the model's",
+    choices=("tracer",),
+  )
   tile: int | str = _option(
     "auto",
     RESULT,

@@ -115,6 +115,7 @@ def _fuse_pair(
       batch_size=options.batch_size,
       on_done=progress.done,
       tile=tile or "off",
+      emphasis=options.emphasis,
     )
   record = make_record(options, pair.stem, model_sha256, windows, lut, plane, a.shape, warnings)
   if covered is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from dmfnet_jax import methods
 from dmfnet_jax.backend import enable_compilation_cache, ignore_absent_tpu, use_all_cores
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference import emphasis as emphases
 from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.engine import Engine, example_keys
 from dmfnet_jax.inference.sources import are_volumes, coloured_source, finish, gather, to_source
@@ -48,6 +49,7 @@ class Model:
     batch_size: int | None = None,
     on_done: Callable[[int], None] | None = None,
     tile: int | str = "auto",
+    emphasis: str | None = None,
   ) -> Any:
     """Fuses one example, a batch of them or lists of pictures of any sizes, or two volumes.
 
@@ -69,6 +71,8 @@ class Model:
       on_done: told how many examples (slices) are done, after each batch.
       tile: the side of the overlapping tiles in which larger pictures are fused; "auto": those that
         do not fit the memory, with a warning; "off". See `tile_size`.
+      emphasis: "tracer": the luma's coarse scale follows the source that gives colour, where that
+        shows something, so that more uptake is brighter; see `inference.emphasis`.
 
     Returns:
       The fused pictures, of the inputs' kind of dtype (uint8 or float32 in [-1, 1]), a list where
@@ -85,6 +89,8 @@ class Model:
         raise UserError(f"{option} must be at least 1, got {value}")
     if samples is not None and not self.method.is_random:
       raise UserError(f"{self.config['method']} draws no noise: samples would all be the same")
+    if emphasis is not None:
+      self.check_emphasis(emphasis)
     if are_volumes(sources):
       from dmfnet_jax.inference.volumes import fuse_volumes  # its libraries take half a second
 
@@ -96,6 +102,7 @@ class Model:
         "batch_size": batch_size,
         "on_done": on_done,
         "tile": tile,
+        "emphasis": emphasis,
       }
       return fuse_volumes(self, sources, name=names or "", **options)
     columns, stems, listed, single = gather(self.method, self.config["method"], sources)
@@ -124,10 +131,15 @@ class Model:
       results = self._engine.run(examples, keys, batch_size, tell, tile)
       drawn.append([result[output] for result in results])
 
-    fused = [
-      finish(np.stack(pictures_drawn).mean(0), like)
-      for *pictures_drawn, like in zip(*drawn, columns[coloured_source(self.method)], strict=True)
-    ]
+    means = [np.stack(of_one).mean(0) for of_one in zip(*drawn, strict=True)]
+    leading = coloured_source(self.method)
+    if emphasis is not None:
+      tracers = [example[fields[leading].name] for example in examples]
+      means = [
+        emphases.follow_tracer(mean[..., 0], tracer[..., 0])[..., None]
+        for mean, tracer in zip(means, tracers, strict=True)
+      ]
+    fused = [finish(mean, like) for mean, like in zip(means, columns[leading], strict=True)]
     answers: list[Any] = [fused]
     if samples is not None:
       stacks = [np.stack(luma) for luma in zip(*drawn, strict=True)]
@@ -137,6 +149,19 @@ class Model:
     elif not listed:
       answers = [np.stack(answer) for answer in answers]
     return answers[0] if samples is None else tuple(answers)
+
+  def check_emphasis(self, emphasis: str) -> None:
+    """Raises a `UserError` where there is no such emphasis, or not for this method."""
+    if emphasis not in emphases.EMPHASES:
+      known = ", ".join(emphases.EMPHASES)
+      raise UserError(f"no emphasis {emphasis!r}: there is {known}")
+    sources, (output, *_) = self.method.sources, self.method.outputs
+    channels = sources[coloured_source(self.method)].channels, output.channels
+    if not any(field.gives_colour for field in sources) or channels != (1, 1):
+      raise UserError(
+        f"{self.config['method']} has no emphasis: it is for one luma, and a source that gives "
+        "the colour"
+      )
 
   def padded_size(self, height: int, width: int) -> tuple[int, int]:
     """The size to which a picture is padded; pictures of one padded size share batches."""

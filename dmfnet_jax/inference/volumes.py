@@ -38,6 +38,7 @@ def fuse_volumes(
   batch_size: int | None = None,
   on_done: OnDone = None,
   tile: int | str = "auto",
+  emphasis: str | None = None,
 ) -> Any:
   """Fuses A and B, each a nibabel image or a `Volume`; for the options see `Model.fuse`.
 
@@ -82,6 +83,7 @@ def fuse_volumes(
     batch_size=batch_size,
     on_done=on_done,
     tile=tile,
+    emphasis=emphasis,
   )
   notes = tuple(f"window of {k}: {w.ends}" for k, w in (("a", window_a), ("b", window_b)) if w)
   results = [luma if rgb is None else rgb] + ([] if std is None else [std])
@@ -108,6 +110,7 @@ def fuse_shown(
   batch_size: int | None,
   on_done: OnDone,
   tile: int | str,
+  emphasis: str | None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
   """Fuses two volumes as they are shown, on one grid.
 
@@ -123,6 +126,7 @@ def fuse_shown(
     batch_size: see `Model.fuse`.
     on_done: told how many slices are done.
     tile: see `Model.fuse`.
+    emphasis: see `Model.fuse`.
 
   Returns:
     The fused luma, uint8 [I, J, K]; the same with B's colour, uint8 [I, J, K, 3], or None where B
@@ -140,7 +144,7 @@ def fuse_shown(
   for start in range(0, len(todo), at_once):
     chosen = todo[start : start + at_once]
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "on_done": on_done}
-    asked["tile"] = tile
+    asked |= {"tile": tile, "emphasis": emphasis}
     asked["names"] = [f"{name}/{plane}/{i}" for i in chosen]
     # As lists: slices may be as narrow as they like.
     pair = list(a[chosen]), list(b[chosen])
