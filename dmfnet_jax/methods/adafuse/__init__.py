@@ -23,6 +23,10 @@ from dmfnet_jax.methods.method import (
 )
 from dmfnet_jax.nn import layers
 
+# Maps as large as the finest level's features, and matrices of its attention scores, that live at a
+# time. From compiled programs; a test compares.
+_FEATURES_AT_ONCE, _SCORES_AT_ONCE = 20, 5
+
 
 def defaults(stage: int) -> dict[str, Any]:
   """The published values, and the successor's for the loss."""
@@ -93,6 +97,18 @@ def after_crop(config: Config) -> Callable[[Images], Images]:
   return lambda outputs: {"fused": stretch(outputs["fused"])}
 
 
+def memory(
+  config: Config, size: tuple[int, ...], pairs: int, parts: int, bytes_per_value: int
+) -> int:
+  """About how much memory the activations take at their peak; see `Method.memory`."""
+  del parts, bytes_per_value  # norms, spectra and attentions are float32 in every dtype
+  network = config["network"]
+  pixels = size[0] * size[1]
+  tokens = pixels // network["patch"] ** 2  # of the finest level
+  features = _FEATURES_AT_ONCE * pixels * network["widths"][0]
+  return pairs * 4 * (features + _SCORES_AT_ONCE * network["heads"] * tokens**2)
+
+
 METHOD = Method(
   defaults=defaults,
   model=("network", "fusion", "loss"),
@@ -102,6 +118,7 @@ METHOD = Method(
   fuse=fuse,
   after_crop=after_crop,
   exact_size=True,
+  memory=memory,
   stride=lambda config: stages.side(config["network"]),
   from_torch=published.from_torch,
   torch_parts={"model": "Model_CT_MRI.pth, or one for PET or SPECT"},

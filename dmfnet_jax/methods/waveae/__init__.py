@@ -15,6 +15,10 @@ from dmfnet_jax.methods.waveae import stages
 from dmfnet_jax.methods.waveae.networks import FUSIONS, POOLS, build
 from dmfnet_jax.nn.wavelet import WAVELETS
 
+# Maps as large as the finest level's features that live at a time. From compiled programs; a test
+# compares.
+_FEATURES_AT_ONCE = 6
+
 
 def defaults(stage: int) -> dict[str, Any]:
   """Our values; see `networks.WaveletAutoencoder`."""
@@ -76,6 +80,16 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   return apply
 
 
+def memory(
+  config: Config, size: tuple[int, ...], pairs: int, parts: int, bytes_per_value: int
+) -> int:
+  """About how much memory the activations take at their peak; see `Method.memory`."""
+  del parts, bytes_per_value  # measured in float32, and counted so in every dtype
+  network = config["network"]
+  width = network["growth"] * (network["convs"] + 1)
+  return pairs * size[0] * size[1] * width * 4 * _FEATURES_AT_ONCE
+
+
 METHOD = Method(
   defaults=defaults,
   model=("network", "loss"),
@@ -84,5 +98,6 @@ METHOD = Method(
   networks=(stages.NETWORK,),
   fuse=fuse,
   exact_size=True,
+  memory=memory,
   stride=lambda config: 2 ** config["network"]["levels"],
 )
