@@ -10,7 +10,7 @@ from dmfnet_jax.compare import page, table
 from dmfnet_jax.compare.disagreement import disagreements
 from dmfnet_jax.compare.table import Result
 from dmfnet_jax.compare.timing import Timed
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, why_failed
 from dmfnet_jax.fusing.files import find_pairs, fuse_pairs, load
 from dmfnet_jax.fusing.match import Pair, match_pairs
 from dmfnet_jax.fusing.measure import measure
@@ -71,9 +71,9 @@ def compare_models(
     try:
       asked = dataclasses.replace(options, model=model)
       results[label] = _use(pairs[label], folder / label, asked, ssim_range)
-    except UserError as error:
-      failed[label] = str(error)
-      say(f"error: model {label}: {error}")
+    except (UserError, MemoryError) as error:
+      failed[label] = why_failed(error, "its pictures")
+      say(f"error: model {label}: {failed[label]}")
   if not results:
     raise UserError("none of the models could be used, see above")
 

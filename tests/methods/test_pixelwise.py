@@ -7,6 +7,7 @@ from PIL import Image
 from dmfnet_jax import methods
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing import measure
 from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import color, panels
 
@@ -39,6 +40,13 @@ def test_the_luma_is_fused_and_the_colour_kept(name, rule):
 def test_the_overlay_is_that_of_fusing(b):
   want = panels.overlay(A, color.drop_neutral(b), 0.5)
   np.testing.assert_array_equal(load_model("overlay").fuse(A, b), want)
+
+
+def test_they_are_what_reports_compare_with():
+  """A report and the demo compute the lumas themselves, in NumPy and without a program per size."""
+  assert [*measure.BASELINES] == methods.without_weights()
+  for name, luma in measure.baselines(A, GREY).items():
+    np.testing.assert_array_equal(luma, color.to_grey(load_model(name).fuse(A, GREY)))
 
 
 def test_a_name_is_a_model_of_the_command_but_a_path_wins(tmp_path, monkeypatch):
