@@ -240,6 +240,7 @@ def test_a_folder_that_an_older_version_began_goes_on(folders, tmp_path, model):
     "overlay": None,
     "precision": "float32",
     "model-name": "fake",
+    "emphasis": None,
     "tile": "auto",
     "suffix-a": "",
     "suffix-b": "",
