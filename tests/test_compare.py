@@ -134,7 +134,7 @@ def test_the_page_begins_where_the_models_disagree_most(folder, compared):
   assert places == sorted(places)
   assert page.count("<figure>") == 3 * (2 + 3)
   assert f"The disagreement of a pair is {RULE}." in page
-  assert "unknown model &#x27;nothing&#x27;" in page
+  assert "<b>model nothing</b>: unknown model &#x27;nothing&#x27;" in page
   assert "http" not in page.replace("http-equiv", "")
 
 

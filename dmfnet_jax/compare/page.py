@@ -79,12 +79,15 @@ def _facts(compared: Compared, facts: Mapping[str, object]) -> Iterator[str]:
 
 
 def _failures(compared: Compared, failed: Mapping[str, str]) -> Iterator[str]:
-  reasons = dict(failed)
+  labels: dict[tuple[str, str], list[str]] = {}  # a pair often fails everywhere for one reason
   for label, result in compared.results.items():
-    reasons |= {f"{label}, pair {stem}": reason for stem, reason in result.failures.items()}
+    for stem, reason in result.failures.items():
+      labels.setdefault((stem, reason), []).append(label)
+  reasons = [(f"model {label}", reason) for label, reason in failed.items()]
+  reasons += [(f"pair {s} of {', '.join(of)}", reason) for (s, reason), of in labels.items()]
   if reasons:
     yield f'<section class="failures"><h2>Failed: {len(reasons)}</h2>\n<ul>\n'
-    yield from (f"<li><b>{text(name)}</b>: {text(why)}</li>\n" for name, why in reasons.items())
+    yield from (f"<li><b>{text(name)}</b>: {text(why)}</li>\n" for name, why in reasons)
     yield "</ul></section>\n"
 
 
