@@ -77,9 +77,9 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   config.fusion.statistics = "running"
   config.crop_size = 64
   config.batch_size = 3
-  config.num_train_steps = 200 if config.stage == 1 else 60
+  config.num_train_steps = 200 if config.stage == 1 else 100
   config.log_every_steps = 20
   config.eval_every_steps = config.sample_every_steps = config.num_train_steps
   config.checkpoint_every_steps = config.num_train_steps // 2
   config.optimizer.update(decay="cosine", warmup_steps=10)
-  config.optimizer.learning_rate = 1e-3 if config.stage == 1 else 1e-4
+  config.optimizer.learning_rate = 1e-3 if config.stage == 1 else 5e-4

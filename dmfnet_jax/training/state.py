@@ -170,7 +170,7 @@ def continue_from(
 ) -> TrainState:
   """Replaces networks of a new state by those of an earlier stage, whose `params` these are.
 
-  And their optimizers' states, where they are known.
+  And their optimizers' moments, where they are known. Learning rates follow the new run's steps.
 
   Raises:
     UserError: the earlier stage lacks one, or has it in another size.
@@ -186,7 +186,10 @@ def continue_from(
     leaves = jax.tree.leaves(opt_state.get(name))
     # Where the optimizer is another one, its state begins anew.
     if len(leaves) == len(jax.tree.leaves(moments[name])):
-      moments[name] = jax.tree.unflatten(jax.tree.structure(moments[name]), leaves)
+      earlier = jax.tree.unflatten(jax.tree.structure(moments[name]), leaves)
+      moments[name] = jax.tree.map(
+        lambda old, new: new if _is_clock(new) else old, earlier, moments[name], is_leaf=_is_clock
+      )
   stats = state.stats | chosen.pop(STATS, {})
   new = state.params | chosen
   return state.replace(
@@ -195,3 +198,8 @@ def continue_from(
     stats=stats,
     ema_params=None if state.ema_params is None else jax.tree.map(jnp.array, new),
   )
+
+
+def _is_clock(state: Any) -> bool:
+  """Whether a part of an optimizer's state counts the steps of its learning rate."""
+  return isinstance(state, optax.ScaleByScheduleState)

@@ -1,5 +1,6 @@
 """The learning-rate schedule, the optimizer and the state before the first step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -126,7 +127,14 @@ def test_a_stage_goes_on_with_networks_and_moments_of_the_one_before():
   state = continue_from(fresh, moved, moments, ["one"])
   tiny.assert_same(state.params, {"one": moved["one"], "two": params["two"]})
   tiny.assert_same(state.ema_params, state.params)
-  tiny.assert_same(state.opt_state["one"], moments["one"])
+  for part in ("mu", "nu"):
+    ours, theirs = (optax.tree.get(x["one"], part) for x in (state.opt_state, moments))
+    tiny.assert_same(ours, theirs)
+  # The learning rate begins anew: one that has decayed to nothing would train nothing.
+  is_clock = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+  for opt_state, count in ((moments, 1), (state.opt_state, 0)):
+    parts = jax.tree.leaves(opt_state["one"], is_leaf=is_clock)
+    assert [int(part.count) for part in parts if is_clock(part)] == [count]
   tiny.assert_same(state.opt_state["two"], fresh.opt_state["two"])
   # A model file has no moments: they begin anew.
   tiny.assert_same(continue_from(fresh, moved, {}, ["one"]).opt_state, fresh.opt_state)
