@@ -137,7 +137,8 @@ def test_tiles_are_told_as_steps(make):
   told = []
   a, b = pictures(SIZE)
   model = make(near)
-  Model({}, model.config, on_step=lambda *step: told.append(step)).fuse(a, b, tile=SIDE)
+  watched = Model({}, model.config, on_step=lambda *step: told.append(step))
+  watched.fuse(a, b, tile=SIDE, batch_size=1)
   assert told == [(i, 6) for i in range(1, 7)]
 
 
