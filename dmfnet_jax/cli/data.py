@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the steps, of which there is one, and its arguments."""
   steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
   about = "Read a dataset's files once and write it in the form that training reads."
-  known = "\n".join(f"  {name:14} {dataset.about}" for name, dataset in DATASETS.items())
+  known = "\n".join(f"  {name:16} {dataset.about}" for name, dataset in DATASETS.items())
   prepare = steps.add_parser(
     "prepare",
     help=about,

@@ -25,6 +25,11 @@ DATASETS = {
   "harvard_mmif": Dataset(
     "HarvardMmif", "MRI with CT, PET, SPECT of the Harvard brain atlas", kinds=_BRAINS
   ),
+  "infrared_visible": Dataset(
+    "InfraredVisible",
+    "registered photographs: RoadScene, MSRS, M3FD, LLVIP, TNO or yours",
+    kinds=("infrared-visible",),
+  ),
   "mni_pairs": Dataset(
     "MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True, kinds=_BRAINS
   ),

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmfnet_jax import cli
 from dmfnet_jax.data import builders, pipeline
-from dmfnet_jax.data.builders import harvard_mmif, paired_folder
+from dmfnet_jax.data.builders import harvard_mmif, infrared_visible, paired_folder
+from dmfnet_jax.data.datasets import DATASETS
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing.familiar import Familiarity
+from dmfnet_jax.fusing.match import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,16 +69,17 @@ def test_a_patient_in_two_splits_is_noticed(tmp_path):
 
 
 def test_the_public_layout_is_divided_by_the_lists_of_cases(tmp_path):
-  write_harvard(tmp_path, {"CT-MRI": ["2006", "16003", "16005", "21004"]}, "MRI", "CT")
+  write_harvard(tmp_path, {"CT-MRI": ["2006", "16003", "16005", "20004", "21004"]}, "MRI", "CT")
   write_harvard(tmp_path, {"PET-MRI": ["25015", "25033", "30028"]}, "MRI", "PET")
   # Some copies add a division by slice: not ours, and not twice the same pair.
   write_harvard(tmp_path, {"Mine/CT-MRI/train": ["2006"]}, "MRI", "CT")
-  write_harvard(tmp_path, {"Mine/SPECT-MRI/test": ["3008", "21010"]}, "MRI", "SPECT")
+  write_harvard(tmp_path, {"Mine/SPECT-MRI/test": ["3008", "9008", "21010"]}, "MRI", "SPECT")
   pairs = harvard_mmif.find_pairs(tmp_path)
   assert divide(pairs) == {
-    "train": ["ct_16003", "pet_30028", "spect_3008"],
+    "train": ["ct_20004", "pet_30028", "spect_3008"],
     "validation": ["ct_2006", "ct_21004", "pet_25015", "spect_21010"],
     "test": ["ct_16005", "pet_25033"],
+    "cddfuse_test": ["ct_16003", "ct_16005", "spect_9008"],
   }
   assert harvard_mmif.shared_cases(pairs) == {}
   (case_2,) = (pair for pair in pairs if pair.name == "ct_2006")
@@ -181,13 +186,13 @@ def test_pictures_that_came_since_are_told(prepared, tmp_path, capsys):
 
 def test_the_newest_version_is_opened(prepared, tmp_path):
   data_dir, _ = prepared
-  for version in ("1.0.0", "1.9.0", "1.10.0"):
-    shutil.copytree(data_dir / "harvard_mmif" / "1.0.0", tmp_path / "harvard_mmif" / version)
+  for version in ("2.0.0", "2.9.0", "2.10.0"):
+    shutil.copytree(data_dir / "harvard_mmif" / "2.0.0", tmp_path / "harvard_mmif" / version)
     info = tmp_path / "harvard_mmif" / version / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"version": version}))
-  (tmp_path / "harvard_mmif" / "2.0.0").mkdir()  # nothing in it: not a prepared dataset
+  (tmp_path / "harvard_mmif" / "3.0.0").mkdir()  # nothing in it: not a prepared dataset
   source = builders.open_source("harvard_mmif", tmp_path, "validation")
-  assert source.name == "harvard_mmif/1.10.0 validation"
+  assert source.name == "harvard_mmif/2.10.0 validation"
 
 
 def test_training_batches_come_without_tensorflow(prepared):
@@ -206,7 +211,7 @@ def test_training_batches_come_without_tensorflow(prepared):
         assert sorted(next(batches)["record"]) == [0, 1, 2, 3, 4, 5]
         batches.close()
       assert len(list(pipeline.make_eval_batches(source, batch_size=4))) == 2
-      assert batches.get_state()["dataset"] == "harvard_mmif/1.0.0 train"
+      assert batches.get_state()["dataset"] == "harvard_mmif/2.0.0 train"
       assert sys.modules["tensorflow"] is None
   """
   file = data_dir.parent / "script.py"
@@ -249,7 +254,7 @@ def test_mistakes_when_opening_are_named(prepared, tmp_path):
     UserError, match=f"dmfnet data prepare harvard_mmif --data-dir {tmp_path} --manual-dir"
   ):
     builders.open_source("harvard_mmif", tmp_path)
-  with pytest.raises(UserError, match=r"no split 'test' in .*1\.0\.0; it has train, validation"):
+  with pytest.raises(UserError, match=r"no split 'test' in .*2\.0\.0; it has train, validation"):
     builders.open_source("harvard_mmif", data_dir, "test")
 
 
@@ -362,3 +367,99 @@ def test_folders_that_are_divided_stay_so(tmp_path):
   }
   with pytest.raises(UserError, match="no such folder"):
     paired_folder.find_pairs(tmp_path / "train" / "a")
+
+
+def write_photographs(root: Path, places: dict[str, list[str]]):
+  """Pairs of an infrared PNG and a visible JPEG; a place is "INFRARED VISIBLE"."""
+  for folders, stems in places.items():
+    infrared, visible = folders.split()
+    for seed, stem in enumerate(stems):
+      write_picture(root / infrared / f"{stem}.png", seed, size=(4, 4))
+      write_picture(root / visible / f"{stem}.jpg", seed, colour=True, size=(4, 4))
+
+
+TEN = [f"{i:02}" for i in range(10)]  # the hash picks 03
+
+
+@pytest.mark.parametrize(
+  ("places", "lengths"),
+  [
+    # RoadScene, M3FD and TNO are not divided.
+    ({"cropinfrared crop_LR_visible": TEN}, {"train": 9, "validation": 1}),
+    ({"Ir Vis": TEN}, {"train": 9, "validation": 1}),
+    ({"IR VI": TEN}, {"train": 9, "validation": 1}),
+    # MSRS and LLVIP have no validation: it is taken from train.
+    (
+      {"train/ir train/vi": TEN, "test/ir test/vi": ["a"]},
+      {"train": 9, "validation": 1, "test": 1},
+    ),
+    (
+      {"infrared/train visible/train": TEN, "infrared/test visible/test": ["a", "b"]},
+      {"train": 9, "validation": 1, "test": 2},
+    ),
+    (
+      {"train/infrared train/visible": ["a", "b"], "val/infrared val/visible": ["c"]},
+      {"train": 2, "validation": 1},
+    ),
+    ({"test/ir test/vi": ["a"]}, {"test": 1}),
+  ],
+)
+def test_the_layouts_of_infrared_sets_are_understood(tmp_path, places, lengths):
+  write_photographs(tmp_path, places)
+  write_picture(tmp_path / "train/Segmentation_labels/x.png")
+  write_picture(tmp_path / "crop_HR_visible/x.png")
+  divided = infrared_visible.divide(infrared_visible.find_pairs(tmp_path))
+  assert {split: len(pairs) for split, pairs in divided.items()} == lengths
+  stems = [stem for pairs in divided.values() for stem in pairs]
+  assert sorted(stems) == sorted(stem for listed in places.values() for stem in listed)
+  for pairs in divided.values():
+    assert {(a.suffix, b.suffix) for a, b in pairs.values()} == {(".png", ".jpg")}
+  if TEN in places.values():
+    assert list(divided["validation"]) == ["03"]
+
+
+@pytest.mark.parametrize(
+  ("prepare", "message"),
+  [
+    (lambda root: write_picture(root / "a/1.png"), "no pairs under .*; expected infrared/ and"),
+    (lambda root: write_picture(root / "ir/1.png"), r"ir has no partner beside it: .* visible or"),
+    (
+      lambda root: write_photographs(root, {"ir/train vi/train": "a", "ir/test vi/old": "b"}),
+      r"vi.test: no such folder",
+    ),
+    (lambda root: write_photographs(root, {"ir vi": "a", "ir vis": "a"}), "has vi/ and vis/: keep"),
+    (
+      lambda root: write_photographs(root, {"ir vi": "a", "train/ir train/vi": "b"}),
+      r"pictures in .*ir and in .*train.ir: divide all of them or none",
+    ),
+    (
+      lambda root: write_photographs(
+        root, {"val/ir val/vi": "a", "validation/ir validation/vi": "b"}
+      ),
+      r"pictures in .*val.ir and in .*validation.ir: divide",
+    ),
+  ],
+)
+def test_an_infrared_folder_that_is_not_understood_is_named(tmp_path, prepare, message):
+  prepare(tmp_path)
+  with pytest.raises(UserError, match=message) as caught:
+    infrared_visible.find_pairs(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
+def test_infrared_and_visible_pictures_are_prepared(tmp_path, capsys):
+  write_photographs(tmp_path / "MSRS", {"train/ir train/vi": TEN, "test/ir test/vi": ["a"]})
+  data = ("data", "prepare", "infrared_visible", "--data-dir", str(tmp_path / "data"))
+  assert cli.main([*data, "--manual-dir", str(tmp_path / "MSRS")]) == 0
+  assert "note: every tenth file or so is for validation" in capsys.readouterr().out
+  (example,) = builders.open_source("infrared_visible", tmp_path / "data", "test")
+  infrared, visible = tmp_path / "MSRS/test/ir/a.png", tmp_path / "MSRS/test/vi/a.jpg"
+  np.testing.assert_array_equal(example["a"][..., 0], builders.read_image(infrared))
+  np.testing.assert_array_equal(example["b"], builders.read_image(visible))
+  assert example["modality"] == b"infrared-visible"
+  # A model that was trained on it knows such pairs.
+  familiar = Familiarity("mine", DATASETS["infrared_visible"].kinds)
+  familiar.check_names([Pair("a", infrared, visible, None)])
+  assert not capsys.readouterr().err
+  familiar.check_names([Pair("a", visible, infrared, None)])
+  assert "A is visible and B is infrared" in capsys.readouterr().err

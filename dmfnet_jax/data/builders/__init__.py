@@ -5,9 +5,10 @@ was written for random access (this does not). Every builder yields examples
 
   {"a": uint8 [H, W, 1], "b": uint8 [H, W, 3], "name": text, "modality": text}
 
-where a is the MRI's luma, b the other picture (grey ones have three equal channels), `name` is
-unique in the dataset and `modality` is "CT", "PET", "SPECT" or "other". Some have further pictures
-stored as b is, such as masks: `paired_folder` those of further folders.
+where a is the luma of the MRI or of the infrared picture, b the other picture (grey ones have three
+equal channels), `name` is unique in its split and `modality` is "CT", "PET", "SPECT",
+"infrared-visible" or "other". Some have further pictures stored as b is, such as masks:
+`paired_folder` those of further folders.
 """
 
 import contextlib
@@ -29,7 +30,9 @@ from dmfnet_jax.io.pictures import list_images, read_image
 from dmfnet_jax.messages import say
 
 _LAST_FILE = "dataset_info.json"  # a folder without it is not a prepared dataset
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # of every dataset; one may have more
+SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation"}
+"""The names of folders, in small letters, that say a split."""
 
 
 def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):
@@ -83,7 +86,7 @@ class PreparedSource(Sequence):
   `name` and `modality` of an example are bytes. In another process a copy opens the files anew.
 
   Attributes:
-    name: Dataset, version and split, such as "harvard_mmif/1.0.0 train".
+    name: Dataset, version and split, such as "harvard_mmif/2.0.0 train".
   """
 
   def __init__(self, folder: str, split: str):

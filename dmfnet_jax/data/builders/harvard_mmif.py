@@ -20,6 +20,8 @@ lists hold case numbers, regardless of the modality.
 - "test": the pairs `TEST_STEMS`, for which fused pictures of published programs exist. They are
   other slices of cases that "train" (or "validation") also has: good for comparing programs on the
   same inputs, *not* a measure of how a model does on new patients.
+- "cddfuse_test": all pairs of the cases `CDDFUSE_CASES`, on which CDDFuse's published table of CT
+  and SPECT was measured (arXiv 2211.14461). Those of them that "test" has are in both.
 - "train": everything else.
 
 A copy that is divided already may have one patient in two splits. It is still taken as it is, and
@@ -31,7 +33,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -39,14 +41,16 @@ from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
 
 VALIDATION_CASES = frozenset({2, 21, 25})
+# CT has case 16 only, SPECT the other two only.
+CDDFUSE_CASES = frozenset({16, 9, 36})
 TEST_STEMS = {
   "CT": frozenset({"16005", "16018", "28005", "34009"}),
   "PET": frozenset({"25033", "30065", "30100", "41095"}),
   "SPECT": frozenset({"4011", "18017", "22010", "29013"}),
 }
 
-_SPLIT_FOLDERS = {split: split for split in builders.SPLITS}
-_SPLIT_FOLDERS |= {"val": "validation", "reference": "test"}
+SPLITS = (*builders.SPLITS, "cddfuse_test")
+_SPLIT_FOLDERS = builders.SPLIT_FOLDERS | {"reference": "test", "cddfuse_test": "cddfuse_test"}
 _LAYOUTS = (
   "{train,val,reference}/{ct,pet,spect}/{mri,other} or "
   "CT-MRI/{CT,MRI}, PET-MRI/{PET,MRI}, SPECT-MRI/{SPECT,MRI}"
@@ -60,7 +64,7 @@ class Pair(NamedTuple):
   modality: str
   case: int
   stem: str
-  name: str  # unique in the dataset: the same stem occurs with several modalities
+  name: str  # unique in its split: the same stem occurs with several modalities
   a: Path
   b: Path
 
@@ -68,7 +72,10 @@ class Pair(NamedTuple):
 class HarvardMmif(tfds.core.GeneratorBasedBuilder):
   """MRI with CT, PET or SPECT; see the module's docstring for folders and splits."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
+  RELEASE_NOTES: ClassVar = {
+    "2.0.0": "the cases of CDDFuse's table are a split, no longer in train"
+  }
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Give the folder with the pictures as manual_dir: {_LAYOUTS}."
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -99,12 +106,13 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
     manual_dir: A folder in one of the layouts of the module's docstring.
 
   Returns:
-    The pairs, sorted by split, modality, case and slice; each (modality, stem) once.
+    The pairs, sorted by split, modality, case and slice; each (modality, stem) once, or twice where
+    the lists name it for "test" and "cddfuse_test".
 
   Raises:
     UserError: No pairs are found, a picture has no partner, or a name is not a case and a slice.
   """
-  pairs: dict[tuple[str, str], Pair] = {}
+  pairs: dict[tuple[str, str], list[Pair]] = {}
   folders = [Path(folder) for folder, _, _ in os.walk(manual_dir, followlinks=True)]
   # Shallow folders first: where a collection comes whole and divided, the whole is read.
   for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
@@ -113,15 +121,17 @@ def find_pairs(manual_dir: str | Path) -> list[Pair]:
         if (modality, stem) in pairs:
           continue
         case = _case(stem, a_path)
-        listed = "validation" if case in VALIDATION_CASES else "train"
-        if stem in TEST_STEMS[modality]:
-          listed = "test"
         name = f"{modality.lower()}_{stem}"
-        pairs[modality, stem] = Pair(split or listed, modality, case, stem, name, a_path, b_path)
+        pairs[modality, stem] = [
+          Pair(of_pair, modality, case, stem, name, a_path, b_path)
+          for of_pair in ([split] if split else _listed(modality, case, stem))
+        ]
   if not pairs:
     raise UserError(f"no pairs under {manual_dir}; expected {_LAYOUTS}")
-  order = builders.SPLITS.index
-  return sorted(pairs.values(), key=lambda p: (order(p.split), p.modality, int(p.stem)))
+  return sorted(
+    itertools.chain.from_iterable(pairs.values()),
+    key=lambda pair: (SPLITS.index(pair.split), pair.modality, int(pair.stem)),
+  )
 
 
 def shared_cases(pairs: list[Pair]) -> dict[int, list[str]]:
@@ -152,6 +162,13 @@ def _picture_folders(folder: Path, root: Path) -> Iterator[tuple[str, Path, Path
   for modality in TEST_STEMS:
     if modality.lower() in children:
       yield modality, children["mri"], children[modality.lower()], None
+
+
+def _listed(modality: str, case: int, stem: str) -> list[str]:
+  """The splits of a pair by the lists: the two for comparing, or one of the others."""
+  splits = ["test"] if stem in TEST_STEMS[modality] else []
+  splits += ["cddfuse_test"] if case in CDDFUSE_CASES else []
+  return splits or ["validation" if case in VALIDATION_CASES else "train"]
 
 
 def _case(stem: str, path: Path) -> int:
