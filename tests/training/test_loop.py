@@ -151,11 +151,11 @@ def test_samples_are_pictures(stage, columns, request):
   height, width = picture.shape[:2]
   assert width >= columns * 32
   assert height >= 3 * 24
-  # The tiles lie on a regular grid under a line of titles.
-  gap = (width - columns * 32) // (columns + 1)
+  # Each lies in the middle of its cell, which is as wide as the longest title; gaps are of 4.
+  cell = (width - 4) // columns - 4
   for column in range(columns):
-    left = gap + column * (32 + gap)
-    bottom = picture[-(24 + gap) :, left : left + 32]
+    left = 4 + column * (cell + 4) + (cell - 32) // 2
+    bottom = picture[-(24 + 4) :, left : left + 32]
     assert bottom.std() > 5, column
 
 
