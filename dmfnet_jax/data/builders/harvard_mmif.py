@@ -20,8 +20,8 @@ lists hold case numbers, regardless of the modality.
 - "test": the pairs `TEST_STEMS`, for which fused pictures of published programs exist. They are
   other slices of cases that "train" (or "validation") also has: good for comparing programs on the
   same inputs, *not* a measure of how a model does on new patients.
-- "cddfuse_test": all pairs of the cases `CDDFUSE_CASES`, on which CDDFuse's published table of CT
-  and SPECT was measured (arXiv 2211.14461). Those of them that "test" has are in both.
+- "cddfuse_test": all pairs of the cases `CDDFUSE_CASES`, on which the published medical table of
+  arXiv 2211.14461 was measured for CT and SPECT. Those of them that "test" has are in both.
 - "train": everything else.
 
 A copy that is divided already may have one patient in two splits. It is still taken as it is, and
@@ -74,7 +74,7 @@ class HarvardMmif(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("2.0.0")
   RELEASE_NOTES: ClassVar = {
-    "2.0.0": "the cases of CDDFuse's table are a split, no longer in train"
+    "2.0.0": "the cases of a published table are a split, cddfuse_test, no longer in train"
   }
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Give the folder with the pictures as manual_dir: {_LAYOUTS}."
 

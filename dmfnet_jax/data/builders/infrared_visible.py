@@ -9,16 +9,16 @@ The folders of `manual_dir` may be named as in the public sets, in small letters
   `test/ir`, `test/vi`;
 - `infrared/train`, `infrared/test`, `visible/train`, `visible/test`: LLVIP.
 
-Other folders, such as labels, are left alone, and so is RoadScene's `crop_HR_visible`, whose
-pictures are larger than the infrared ones. The two pictures of a pair have the same stem.
+Other folders, such as labels, are left alone, and so is RoadScene's other visible folder,
+`crop_HR_visible`. The two pictures of a pair have the same stem.
 
 The split is what the folders say. Where they have no validation, about every tenth stem of the
 training pictures is for it, picked by a hash as in `paired_folder`; "test" stays whole. The hash
 knows nothing of videos: **where several pictures are frames of one video, divide them yourself**.
 
-Sources: the READMEs of github.com/hanna-xu/RoadScene, github.com/Linfeng-Tang/MSRS and
-huggingface.co/datasets/McCheng/LLVIP; M3FD and TNO as programs read them that were written for
-them.
+Sources: the folders of github.com/Linfeng-Tang/MSRS and what
+huggingface.co/datasets/McCheng/LLVIP says of LLVIP's; RoadScene, M3FD and TNO as public programs
+read them.
 """
 
 from collections.abc import Iterator
