@@ -12,7 +12,7 @@ from scipy import ndimage
 from dmfnet_jax.configs import emma as recipe
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.methods.emma import METHOD, fuse_tiled, objectives, published, stages
-from dmfnet_jax.methods.method import Field
+from dmfnet_jax.methods.method import Compute, Field
 
 
 def published_states():
@@ -55,6 +55,13 @@ def test_what_does_not_fit_is_named():
   ):
     with pytest.raises(UserError, match=message):
       published.from_torch(parts)
+
+
+def test_a_model_of_a_place_that_there_is_not_is_refused():
+  config = METHOD.defaults(2)
+  config["fusion"]["visible"] = "c"
+  with pytest.raises(UserError, match=r"config.fusion.visible is one of 'a', 'b', not 'c'"):
+    METHOD.fuse(config, Compute())
 
 
 def picture(*shape, seed=0):

@@ -86,6 +86,7 @@ def check(config: Any) -> None:
 def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], Images]:
   """The fuser alone; see `Method.fuse`."""
   fuser = build_fuser(config["fuser"], compute.dtype)
+  check_choice("fusion.visible", config["fusion"]["visible"], ("a", "b"))
 
   def apply(params: Params, images: Images, keys: Array) -> Images:
     del keys  # nothing is drawn
