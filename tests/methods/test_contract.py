@@ -34,7 +34,7 @@ SMALLER = {
   "waveae": {1: ["network.levels=1", "network.convs=1"]},
   "emma": {
     1: ["sensing.width=4", "sensing.levels=2", "crop_size=32"],
-    2: ["fuser.widths=(4,4)", "fuser.heads=1", "crop_size=32"],
+    2: ["fuser.widths=(4,)", "fuser.heads=1", "crop_size=32"],
   },
   # Stretched to its range, what an untrained network makes shows its rounding enlarged.
   "dfvo": {1: ["fusion.stretch=False"]},
