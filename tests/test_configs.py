@@ -240,7 +240,11 @@ def test_the_recipes_are_the_papers():
     "intensity_weight": 1.5,
     "overlap": 0.0,
     "gradient_weight": 1.0,
+    "gradient_gain": 1.0,
     "ssim_weight": 0.5,
+    "lost_weight": 0.0,
+    "lost_margin": 0.12,
+    "invention_weight": 0.0,
   }
   np.testing.assert_array_equal(
     [c.optimizer.clip_norm for c in (stage1, stage2)] + [c.ema_decay for c in (stage1, stage2)], 0

@@ -79,3 +79,25 @@ def test_overlap_brightens_the_target_where_both_sources_are_bright():
   np.testing.assert_allclose(terms["intensity"], 0.25, rtol=1e-6)
   _, terms = losses.fusion_loss(target, a, b)
   np.testing.assert_allclose(terms["intensity"], [0, 0.1, 0.05], atol=1e-6)
+
+
+def test_what_a_reader_objects_to_costs_what_it_should():
+  """By hand: a white square on black, with a dark hole and a halo that neither source has."""
+  a = np.full((1, 32, 32, 1), -1, np.float32)
+  a[:, 8:24, 8:24] = 1
+  b = np.full_like(a, -1)
+  fused = a.copy()
+  fused[:, 16, 16] = 0  # 1 below the brighter source
+  fused[:, 4, 8:24] = -0.5  # 0.5 above all around it
+  plain, _ = losses.fusion_loss(fused, a, b)
+  loss, terms = losses.fusion_loss(fused, a, b, lost_weight=20, invention_weight=3)
+  assert terms["lost"] == pytest.approx([(1 - 0.12) ** 2 / 32**2])
+  assert terms["invention"] == pytest.approx([16 * 0.5 / 32**2])
+  assert loss == pytest.approx(plain + 20 * terms["lost"] + 3 * terms["invention"])
+  _, same = losses.fusion_loss(a, a, b, lost_weight=20, invention_weight=3)
+  assert same["lost"] == same["invention"] == same["gradient"] == 0
+  _, steeper = losses.fusion_loss(a, a, b, gradient_gain=1.5)
+  edges = (
+    losses.sobel_gradient(jnp.asarray(a)).mean() - losses.sobel_gradient(jnp.asarray(b)).mean()
+  )
+  assert steeper["gradient"] > 0.4 * edges
