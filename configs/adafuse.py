@@ -31,22 +31,16 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arguments: "stage=1", and "size=" with one of `SIZES`.
   """
-  chosen = common.parse_arguments(arguments, stage=(1,), size=SIZES)
-  config = paper()
-  if chosen.size == "small":
-    small(config)
-  if chosen.size == "tiny":
-    tiny(config)
-  return config
+  return common.sized(arguments, (1,), paper, small=small, tiny=tiny)
 
 
-def paper() -> ml_collections.ConfigDict:
+def paper(stage: int) -> ml_collections.ConfigDict:
   """The published networks and the successor's recipe, but for an optimizer that keeps its moments.
 
   The successor's program makes the optimizer anew at every step, which is `optimizer.b1=0
   optimizer.b2=0`: each step goes by the gradient's sign.
   """
-  config = common.recipe("adafuse", stage=1)
+  config = common.recipe("adafuse", stage)
   config.crop_size = 256
   config.batch_size = 4
   config.num_train_steps = 2_000 * _STEPS_PER_EPOCH

@@ -4,6 +4,7 @@ A config file takes arguments behind a colon, as big_vision's do:
 `--config configs/dmfnet.py:stage=2,size=small`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -32,6 +33,27 @@ def parse_arguments(text: str | None, **known: tuple[Any, ...]) -> ml_collection
       raise ValueError(f"{name} is one of {', '.join(map(str, known[name]))}, not {value!r}")
     arguments[name] = chosen[0]
   return ml_collections.ConfigDict(arguments)
+
+
+def sized(
+  arguments: str | None,
+  stages: tuple[int, ...],
+  paper: Callable[[int], ml_collections.ConfigDict],
+  **sizes: Callable[[ml_collections.ConfigDict], None],
+) -> ml_collections.ConfigDict:
+  """The config of "stage=2,size=small".
+
+  Args:
+    arguments: what stands behind the colon.
+    stages: those that there are.
+    paper: the recipe of a stage as published.
+    **sizes: what each other size changes of it.
+  """
+  chosen = parse_arguments(arguments, stage=stages, size=("paper", *sizes))
+  config = paper(chosen.stage)
+  if chosen.size in sizes:
+    sizes[chosen.size](config)
+  return config
 
 
 def recipe(method: str, stage: int, **changes: Any) -> ml_collections.ConfigDict:

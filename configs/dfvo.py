@@ -27,18 +27,12 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arguments: "stage=1", the only one, and "size=" with one of `SIZES`.
   """
-  chosen = common.parse_arguments(arguments, stage=(1,), size=SIZES)
-  config = paper()
-  if chosen.size == "small":
-    small(config)
-  if chosen.size == "tiny":
-    tiny(config)
-  return config
+  return common.sized(arguments, (1,), paper, small=small, tiny=tiny)
 
 
-def paper() -> ml_collections.ConfigDict:
+def paper(stage: int) -> ml_collections.ConfigDict:
   """The published recipe, but for its crops of 256 rows and 320 columns, and without flips."""
-  config = common.recipe("dfvo", 1)
+  config = common.recipe("dfvo", stage)
   config.dataset = "paired_folder"
   config.crop_size = 256
   config.batch_size = 1

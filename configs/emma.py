@@ -34,13 +34,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arguments: "stage=1" or "stage=2", and "size=" with one of `SIZES`.
   """
-  chosen = common.parse_arguments(arguments, stage=(1, 2), size=SIZES)
-  config = paper(chosen.stage)
-  if chosen.size == "small":
-    small(config)
-  if chosen.size == "tiny":
-    tiny(config)
-  return config
+  return common.sized(arguments, (1, 2), paper, small=small, tiny=tiny)
 
 
 def paper(stage: int) -> ml_collections.ConfigDict:

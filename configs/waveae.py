@@ -28,18 +28,12 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arguments: "stage=1", and "size=" with one of `SIZES`.
   """
-  chosen = common.parse_arguments(arguments, stage=(1,), size=SIZES)
-  config = paper()
-  if chosen.size == "small":
-    small(config)
-  if chosen.size == "tiny":
-    tiny(config)
-  return config
+  return common.sized(arguments, (1,), paper, small=small, tiny=tiny)
 
 
-def paper() -> ml_collections.ConfigDict:
+def paper(stage: int) -> ml_collections.ConfigDict:
   """Ours, as nothing of the paper's is known."""
-  config = common.recipe("waveae", stage=1)
+  config = common.recipe("waveae", stage)
   config.crop_size = 128
   config.batch_size = 16
   config.num_train_steps = 3_500
