@@ -62,9 +62,10 @@ def test_what_is_no_address_is_refused(hub, address):
 
 
 def test_a_failed_download_is_one_line(hub, tmp_path, capsys):
-  picture = tmp_path / "a.png"
-  Image.new("L", (16, 16)).save(picture)
-  words = ["fuse", str(picture), str(picture), "-o", str(tmp_path / "f.png")]
+  sources = tmp_path / "a.png", tmp_path / "b.png"
+  for source in sources:
+    Image.new("L", (16, 16)).save(source)
+  words = ["fuse", *map(str, sources), "-o", str(tmp_path / "f.png")]
   assert main([*words, "--model", "hf://nobody/nothing"]) == 2
   assert capsys.readouterr().err == (
     "dmfnet: error: hf://nobody/nothing: cannot download model.safetensors: 404 Client Error. "
