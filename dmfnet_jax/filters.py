@@ -80,6 +80,16 @@ def of_neighbours(
   return x
 
 
+def outside_envelope(image: Array, a: Array, b: Array, *, axes: Sequence[int] = (-2, -1)) -> Array:
+  """How far each value lies outside of the local envelope of `a` and `b`, from 0.
+
+  The envelope of a pixel is the minimum and the maximum of both in its 3 x 3 neighbours.
+  """
+  upper = of_neighbours(jnp.maximum, jnp.maximum(a, b), axes=axes)
+  lower = of_neighbours(jnp.minimum, jnp.minimum(a, b), axes=axes)
+  return jnp.maximum(image - upper, 0) + jnp.maximum(lower - image, 0)
+
+
 def local_moments(images: Array, window: np.ndarray) -> tuple[Array, Array, Array]:
   """Weighted means, variances and covariances with the last picture in every whole window.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dmfnet_jax.filters import of_neighbours
+from dmfnet_jax.filters import outside_envelope
 
 Array = jax.Array
 
@@ -136,17 +136,6 @@ def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
   return jnp.mean(jnp.where(var_a >= var_b, structure_a, structure_b), axis=_PER_IMAGE)
 
 
-def outside_envelope(fused: Array, a: Array, b: Array) -> Array:
-  """How far F lies outside of the sources' local envelope, [B, H, W, 1], from 0.
-
-  The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
-  """
-  check_same_shape(fused, a, b)
-  upper = of_neighbours(jnp.maximum, jnp.maximum(a, b), axes=(1, 2))
-  lower = of_neighbours(jnp.minimum, jnp.minimum(a, b), axes=(1, 2))
-  return jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0)
-
-
 def fusion_loss(
   fused: Array,
   a: Array,
@@ -177,7 +166,8 @@ def fusion_loss(
     lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
       it the gradient term buys edges by dark lines through bone and rings around bright spots.
     lost_margin: the margin, in units of the images.
-    invention_weight: weight of the mean distance of F outside of the sources' `local_envelope`.
+    invention_weight: weight of the mean distance of F outside of the sources' envelope, see
+      `filters.outside_envelope`.
 
   Returns:
     The loss [B], and its unweighted terms [B]: "intensity", "gradient", "ssim" (S itself), and
@@ -198,6 +188,6 @@ def fusion_loss(
     terms["lost"] = jnp.mean(lost**2, axis=_PER_IMAGE)
     loss += lost_weight * terms["lost"]
   if invention_weight:
-    terms["invention"] = jnp.mean(outside_envelope(fused, a, b), axis=_PER_IMAGE)
+    terms["invention"] = jnp.mean(outside_envelope(fused, a, b, axes=(1, 2)), axis=_PER_IMAGE)
     loss += invention_weight * terms["invention"]
   return loss, terms

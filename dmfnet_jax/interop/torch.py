@@ -50,6 +50,11 @@ def from_torch_layout(value: np.ndarray) -> np.ndarray:
   return value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
 
 
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+  """A state dictionary without the prefix "module." that torch's DataParallel leaves."""
+  return {key.removeprefix("module."): value for key, value in state.items()}
+
+
 def to_state_dict(params: Mapping[str, Any], layers: Layers) -> dict[str, np.ndarray]:
   """Turns a parameter tree into a state dictionary.
 
@@ -104,6 +109,15 @@ def from_state_dict(
     for path in shapes
   }
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def params_from_state_dict(
+  state: Mapping[str, np.ndarray], shapes: Mapping[str, Any], layers: Layers, name: str
+) -> dict[str, Any]:
+  """`from_state_dict` with the shapes of the parameters as flax makes them: a tree."""
+  flat = traverse_util.flatten_dict(shapes, sep="/")
+  wanted = {path: leaf.shape for path, leaf in flat.items()}
+  return from_state_dict(state, wanted, layers, name)
 
 
 def variables_from_state_dict(

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dmfnet_jax.filters import mean, of_neighbours, weighted_mean
+from dmfnet_jax.filters import mean, outside_envelope, weighted_mean
 from dmfnet_jax.metrics.pictures import of_pictures
 
 READER_NAMES = ("invention", "lost_brightness", "tracer_order")
@@ -21,12 +21,10 @@ _ORDER_SIGMA = 3  # pixels
 def invention(a: Array, b: Array, fused: Array) -> Array:
   """Mean distance of F outside of the sources' local envelope, in grey levels, from 0.
 
-  The envelope of a pixel is the minimum and the maximum of both sources in its 3 x 3 neighbours.
-  What lies outside is a ring, a line or a halo that neither source has. Lower is better.
+  See `filters.outside_envelope`. What lies outside is a ring, a line or a halo that neither source
+  has. Lower is better.
   """
-  upper = of_neighbours(jnp.maximum, jnp.maximum(a, b))
-  lower = of_neighbours(jnp.minimum, jnp.minimum(a, b))
-  return mean(jnp.maximum(fused - upper, 0) + jnp.maximum(lower - fused, 0))
+  return mean(outside_envelope(fused, a, b))
 
 
 @of_pictures

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from dmfnet_jax.nn import layers
 from dmfnet_jax.nn.batch_norm import BatchNorm
 from dmfnet_jax.nn.initializers import torch_bias, torch_kernel
+from dmfnet_jax.nn.restormer import LayerNorm
 
 Array = jax.Array
 
@@ -134,18 +135,6 @@ def attend(query: Array, key: Array, value: Array) -> Array:
   weights = nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
   attended = jnp.einsum("bhnm,bmhd->bnhd", weights, value, precision=precision)
   return attended.reshape(*attended.shape[:2], -1)
-
-
-class LayerNorm(nn.Module):
-  """Normalises each token, epsilon 1e-5, in float32."""
-
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, tokens: Array) -> Array:
-    """Maps [B, N, D] to [B, N, D] of `dtype`."""
-    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name="norm")
-    return norm(tokens.astype(jnp.float32)).astype(self.dtype)
 
 
 class TransformerBlock(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.interop.layers import batch_norm
 from dmfnet_jax.methods.adafuse.networks import build
 from dmfnet_jax.methods.method import STATS, Params
 
@@ -25,9 +26,7 @@ _HEADS = 8
 
 def _conv_pair(here: str, there: str) -> torch_names.Layers:
   return (
-    (rf"{here}/bn(?P<n>[12])/mean", f"{there}.bn{{n}}.running_mean"),
-    (rf"{here}/bn(?P<n>[12])/var", f"{there}.bn{{n}}.running_var"),
-    (rf"{here}/bn(?P<n>[12])", f"{there}.bn{{n}}"),
+    *batch_norm(rf"{here}/bn(?P<n>[12])", f"{there}.bn{{n}}"),
     (rf"{here}/conv(?P<n>[12])", f"{there}.conv{{n}}"),
   )
 
@@ -42,7 +41,7 @@ def encoder(here: str, there: str) -> torch_names.Layers:
 
 def _attention(here: str, there: str) -> torch_names.Layers:
   return (
-    (rf"{here}/norm1/norm", f"{there}.norm1"),
+    (rf"{here}/norm1/body", f"{there}.norm1"),
     (rf"{here}/qkv", f"{there}.attn.qkv"),
   )
 
@@ -55,7 +54,7 @@ def cross_attention(here: str, there: str) -> torch_names.Layers:
     (rf"{here}embed(?P<source>[12])", f"{there}patchembed{{source}}.proj"),
     *_attention(rf"{block}/attention", published),
     (rf"{block}/proj", f"{published}.attn.proj"),
-    (rf"{block}/norm2/norm", f"{published}.norm2"),
+    (rf"{block}/norm2/body", f"{published}.norm2"),
     (rf"{block}/fc(?P<n>[12])", f"{published}.mlp.fc{{n}}"),
     *_attention(rf"{here}qkv(?P<source>[12])", f"{there}QKV_Block{{source}}"),
     (rf"{here}proj(?P<source>[12])", f"{there}proj{{source}}"),
@@ -94,9 +93,7 @@ def from_torch(parts: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
   """
   if "model" not in parts:
     raise UserError("give the file: model=Model_CT_MRI.pth")
-  # "module." is torch's DataParallel's.
-  state = {key.removeprefix("module."): value for key, value in parts["model"].items()}
-  state = used(state)
+  state = used(torch_names.unwrapped(parts["model"]))
   network = network_of(state)
   check_blur(state)
   state = {key: value for key, value in state.items() if not _BLUR.fullmatch(key)}

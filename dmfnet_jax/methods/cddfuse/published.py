@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from flax import traverse_util
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.interop.layers import base_block, coupling
 from dmfnet_jax.methods.cddfuse import stages
 from dmfnet_jax.methods.method import Params
 
@@ -32,33 +32,12 @@ def _restormer(here: str, there: str) -> torch_names.Layers:
   )
 
 
-def _base_block(here: str, there: str) -> torch_names.Layers:
-  return (
-    (rf"{here}norm(?P<n>[12])/body", f"{there}norm{{n}}.body"),
-    (rf"{here}attention/temperature", f"{there}attn.scale"),
-    (rf"{here}(?P<layer>qkv[12])", f"{there}attn.{{layer}}"),
-    (rf"{here}attention_out", f"{there}attn.proj"),
-    (rf"{here}mlp/(?P<layer>\w+)", f"{there}mlp.{{layer}}"),
-  )
-
-
-def _coupling(here: str, there: str) -> torch_names.Layers:
-  bottleneck = rf"{here}(?P<part>phi|rho|eta)/"
-  inside = f"{there}theta_{{part}}.bottleneckBlock."
-  return (
-    (rf"{here}mix", f"{there}shffleconv"),  # (sic)
-    (rf"{bottleneck}conv1", f"{inside}0"),
-    (rf"{bottleneck}depthwise", f"{inside}3"),
-    (rf"{bottleneck}conv2", f"{inside}5"),
-  )
-
-
 LAYERS: dict[str, torch_names.Layers] = {
   "encoder": (
     (r"embed", "patch_embed.proj"),
     *_restormer(r"blocks_(?P<i>\d+)", "encoder_level1.{i}"),
-    *_base_block("base/", "baseFeature."),
-    *_coupling(r"detail_(?P<i>\d+)/", "detailFeature.net.{i}."),
+    *base_block("base/", "baseFeature."),
+    *coupling(r"detail_(?P<i>\d+)/", "detailFeature.net.{i}."),
   ),
   "decoder": (
     (r"reduce", "reduce_channel"),
@@ -66,8 +45,8 @@ LAYERS: dict[str, torch_names.Layers] = {
     (r"out1", "output.0"),
     (r"out2", "output.2"),
   ),
-  "base_fusion": _base_block("", ""),
-  "detail_fusion": _coupling("", "net.0."),
+  "base_fusion": base_block("", ""),
+  "detail_fusion": coupling("", "net.0."),
 }
 
 # What each published file was trained for; a wrong skip gives washed-out pictures and no error.
@@ -92,11 +71,7 @@ def from_torch(parts: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
   missing = [name for name in PARTS.values() if not isinstance(states.get(name), Mapping)]
   if missing:
     raise UserError(f"not a CDDFuse file: it has no {' and no '.join(missing)}")
-  # "module." is torch's DataParallel's.
-  states = {
-    here: {key.removeprefix("module."): value for key, value in states[there].items()}
-    for here, there in PARTS.items()
-  }
+  states = {here: torch_names.unwrapped(states[there]) for here, there in PARTS.items()}
   network = network_of(states["encoder"])
   shapes = jax.eval_shape(
     lambda: stages.init(
@@ -107,9 +82,9 @@ def from_torch(parts: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
   )
   params = {}
   for name, layers in LAYERS.items():
-    flat = traverse_util.flatten_dict(shapes[name], sep="/")
-    wanted = {path: leaf.shape for path, leaf in flat.items()}
-    params[name] = torch_names.from_state_dict(states[name], wanted, layers, PARTS[name])
+    params[name] = torch_names.params_from_state_dict(
+      states[name], shapes[name], layers, PARTS[name]
+    )
   return params, {"network": network, "fusion": _FUSION[kind]}
 
 

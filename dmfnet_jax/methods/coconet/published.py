@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from flax import traverse_util
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.interop.layers import batch_norm
 from dmfnet_jax.io import color
 from dmfnet_jax.methods.coconet import stages
 from dmfnet_jax.methods.coconet.networks import WIDTH
@@ -19,10 +19,7 @@ from dmfnet_jax.methods.method import STATS, Params, join
 # Channels of the attention of each level.
 _CAMS = {1: 2 * WIDTH, 2: 4 * WIDTH, 3: 8 * WIDTH}
 LAYERS: torch_names.Layers = (
-  (r"block(?P<n>\w+)/norm/mean", "bn{n}.running_mean"),
-  (r"block(?P<n>\w+)/norm/var", "bn{n}.running_var"),
-  (r"block(?P<n>\w+)/norm/scale", "bn{n}.weight"),
-  (r"block(?P<n>\w+)/norm/bias", "bn{n}.bias"),
+  *batch_norm(r"block(?P<n>\w+)/norm", "bn{n}"),
   (r"block(?P<n>\w+)/conv", "conv{n}"),
   (r"(?P<layer>deconv\d|att_deconv\d|conv10)", "{layer}"),
   *((rf"cam{level}/gamma", f"se_{width}.gamma") for level, width in _CAMS.items()),
@@ -78,8 +75,7 @@ def from_torch(parts: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
 
 
 def _network(state: Mapping[str, Any]) -> Params:
-  # "module." is torch's DataParallel's.
-  state = {key.removeprefix("module."): value for key, value in state.items()}
+  state = torch_names.unwrapped(state)
   if "conv1_1.weight" not in state:
     raise UserError("not CoCoNet's network: it has no conv1_1.weight")
   inside = {key: value for key, value in state.items() if key.startswith(_INSIDE)}
@@ -89,7 +85,9 @@ def _network(state: Mapping[str, Any]) -> Params:
   found = torch_names.variables_from_state_dict(own, variables, LAYERS, "the network")
   return {
     "fuser": found["params"],
-    "vgg": _from_state_dict(inside, shapes["vgg"], INSIDE_LAYERS, "the network's VGG"),
+    "vgg": torch_names.params_from_state_dict(
+      inside, shapes["vgg"], INSIDE_LAYERS, "the network's VGG"
+    ),
     STATS: {"fuser": found["batch_stats"]},
   }
 
@@ -106,16 +104,8 @@ def _vgg(state: Mapping[str, Any]) -> Params:
   shapes = _shapes()
   both = {name: shapes[name] for name in stages.VGG_LEVELS}
   joined = {path: leaf for tree in both.values() for path, leaf in tree.items()}
-  found = _from_state_dict(state, joined, VGG_LAYERS, "VGG-19")
+  found = torch_names.params_from_state_dict(state, joined, VGG_LAYERS, "VGG-19")
   return {name: {layer: found[layer] for layer in tree} for name, tree in both.items()}
-
-
-def _from_state_dict(
-  state: Mapping[str, Any], shapes: Params, layers: torch_names.Layers, name: str
-) -> Params:
-  flat = traverse_util.flatten_dict(shapes, sep="/")
-  wanted = {path: leaf.shape for path, leaf in flat.items()}
-  return torch_names.from_state_dict(state, wanted, layers, name)
 
 
 def _shapes() -> Params:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.interop.layers import batch_norm, coupling
 from dmfnet_jax.methods.dfvo import stages
 from dmfnet_jax.methods.method import STATS, Params
 
@@ -19,10 +20,7 @@ _SOURCES = {"vi": "Vi", "ir": "Ir"}
 def _block(here: str, there: str) -> torch_names.Layers:
   return (
     (rf"{here}/conv", f"{there}.Conv"),
-    (rf"{here}/norm/scale", f"{there}.Bn.weight"),
-    (rf"{here}/norm/bias", f"{there}.Bn.bias"),
-    (rf"{here}/norm/mean", f"{there}.Bn.running_mean"),
-    (rf"{here}/norm/var", f"{there}.Bn.running_var"),
+    *batch_norm(rf"{here}/norm", f"{there}.Bn"),
   )
 
 
@@ -41,18 +39,13 @@ def _edges(here: str, there: str) -> torch_names.Layers:
 
 
 def _source(here: str, there: str) -> torch_names.Layers:
-  node = f"{there}Detail.net.{{i}}."
-  bottleneck, inside = rf"{here}_detail(?P<i>\d)/(?P<part>phi|rho|eta)/", f"{node}theta_{{part}}."
   return (
     *_block(rf"{here}_encoder/encode(?P<i>\d)", f"{there}Encode{{i}}"),
     (rf"{here}_down", f"{there}Conv"),
     (rf"{here}_up", f"{there}UpConv"),
     *_edges(f"{here}_key", f"{there}SK_conv"),
     (rf"attention/{here}_value", f"CSA.{there}V_conv"),
-    (rf"{here}_detail(?P<i>\d)/mix", f"{node}shffleconv"),  # (sic)
-    (rf"{bottleneck}conv1", f"{inside}bottleneckBlock.0"),
-    (rf"{bottleneck}depthwise", f"{inside}bottleneckBlock.3"),
-    (rf"{bottleneck}conv2", f"{inside}bottleneckBlock.5"),
+    *coupling(rf"{here}_detail(?P<i>\d)/", f"{there}Detail.net.{{i}}."),
   )
 
 
@@ -77,7 +70,7 @@ _OTHERS = {
   "infrared": re.compile(r"Ir(Decode\d|Sigmoid)\..*"),
 }
 # In the file, and in no result.
-_UNUSED = re.compile(r"IrDeConv\..*|.*\.num_batches_tracked")
+_UNUSED = re.compile(r"IrDeConv\..*")
 # Transposed convolutions: their kernels are stored [in, out, 3, 3], and those of stride 1 flipped.
 _TRANSPOSED = re.compile(r".*Decode\d\.Conv\.weight")
 _UP = re.compile(r"(Vi|Ir)UpConv\.weight")
@@ -106,9 +99,9 @@ def networks_of(state: Mapping[str, Any]) -> tuple[Params, int]:
   Raises:
     UserError: it does not fit.
   """
-  # "module." is torch's DataParallel's.
-  state = {key.removeprefix("module."): value for key, value in state.items()}
-  state = {key: turned(key, value) for key, value in state.items() if not _UNUSED.fullmatch(key)}
+  state = {
+    k: turned(k, v) for k, v in torch_names.unwrapped(state).items() if not _UNUSED.fullmatch(k)
+  }
   if "ViEncode1.Conv.weight" not in state:
     raise UserError("not DFVO's file: it has no ViEncode1.Conv.weight")
   width = state["ViEncode1.Conv.weight"].shape[0]

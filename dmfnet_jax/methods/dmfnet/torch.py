@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
@@ -162,9 +161,8 @@ def _unet_state(state_dict: StateDict) -> StateDict:
 def _convert(
   state: StateDict, init: Callable[..., Params], network: Any, layers: torch_names.Layers, name: str
 ) -> Params:
-  tree = flatten_dict(jax.eval_shape(lambda: init(jax.random.key(0), network)), sep="/")
-  shapes = {path: leaf.shape for path, leaf in tree.items()}
-  return torch_names.from_state_dict(state, shapes, layers, name)
+  shapes = jax.eval_shape(lambda: init(jax.random.key(0), network))
+  return torch_names.params_from_state_dict(state, shapes, layers, name)
 
 
 def from_torch(
@@ -185,11 +183,7 @@ def from_torch(
   """
   if missing := {"unet", "fusion_head"} - parts.keys():
     raise UserError(f"the published weights are two files: {' and '.join(sorted(missing))} missing")
-  # "module." is torch's DataParallel's.
-  unet, head = (
-    {key.removeprefix("module."): value for key, value in parts[part].items()}
-    for part in ("unet", "fusion_head")
-  )
+  unet, head = (torch_names.unwrapped(parts[part]) for part in ("unet", "fusion_head"))
   unet_config = unet_config_from_torch(unet, norm_groups=norm_groups)
   head_config = fusion_head_config_from_torch(head)
   params = {

@@ -9,6 +9,7 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.interop.layers import base_block, batch_norm
 from dmfnet_jax.methods.emma import stages
 from dmfnet_jax.methods.method import STATS, Params, variables
 
@@ -25,11 +26,7 @@ _VISIBLE = "b"
 def _block(here: str, there: str) -> torch_names.Layers:
   return (
     (rf"{here}/embed", f"{there}.embed"),
-    (rf"{here}/global/norm(?P<n>[12])/body", f"{there}.GlobalFeature.norm{{n}}.body"),
-    (rf"{here}/global/attention/temperature", f"{there}.GlobalFeature.attn.scale"),
-    (rf"{here}/global/(?P<layer>qkv[12])", f"{there}.GlobalFeature.attn.{{layer}}"),
-    (rf"{here}/global/attention_out", f"{there}.GlobalFeature.attn.proj"),
-    (rf"{here}/global/mlp/(?P<layer>\w+)", f"{there}.GlobalFeature.mlp.{{layer}}"),
+    *base_block(f"{here}/global/", f"{there}.GlobalFeature."),
     (rf"{here}/local/conv(?P<i>\d)_1", f"{there}.LocalFeature.Extraction.{{i}}.conv.0"),
     (rf"{here}/local/conv(?P<i>\d)_2", f"{there}.LocalFeature.Extraction.{{i}}.conv.2"),
     (rf"{here}/merge", f"{there}.FFN"),
@@ -37,15 +34,12 @@ def _block(here: str, there: str) -> torch_names.Layers:
 
 
 def _conv_pair(here: str, there: str) -> torch_names.Layers:
-  rows = []
-  for n, conv, norm in ((1, 0, 1), (2, 3, 4)):
-    rows += [
-      (rf"{here}/conv{n}", f"{there}.conv.{conv}"),
-      (rf"{here}/norm{n}/mean", f"{there}.conv.{norm}.running_mean"),
-      (rf"{here}/norm{n}/var", f"{there}.conv.{norm}.running_var"),
-      (rf"{here}/norm{n}", f"{there}.conv.{norm}"),
-    ]
-  return tuple(rows)
+  return (
+    (rf"{here}/conv1", f"{there}.conv.0"),
+    *batch_norm(rf"{here}/norm1", f"{there}.conv.1"),
+    (rf"{here}/conv2", f"{there}.conv.3"),
+    *batch_norm(rf"{here}/norm2", f"{there}.conv.4"),
+  )
 
 
 FUSER_LAYERS: torch_names.Layers = (
@@ -76,11 +70,7 @@ def from_torch(parts: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
   Raises:
     UserError: files that are not enough, or that do not fit; all keys that do not are counted.
   """
-  states = {
-    # "module." is torch's DataParallel's.
-    part: {key.removeprefix("module."): value for key, value in state.items()}
-    for part, state in parts.items()
-  }
+  states = {part: torch_names.unwrapped(state) for part, state in parts.items()}
   sensing = [part for part in ("sense_infrared", "sense_visible") if part in states]
   if not states or len(sensing) == 1:
     raise UserError(
