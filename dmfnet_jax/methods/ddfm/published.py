@@ -8,6 +8,7 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.interop import torch as torch_names
+from dmfnet_jax.messages import say
 from dmfnet_jax.methods.ddfm.guided import CHANNELS, GuidedUNet
 from dmfnet_jax.methods.method import Config, Params
 
@@ -128,6 +129,11 @@ def from_model(params: Params, config: Config) -> tuple[Params, dict[str, Any]]:
     raise UserError(
       f"a prior is the UNet of a {_UNET_METHOD} model, and this is one of {config['method']}"
     )
+  say(
+    "warning: the UNet's file does not tell on which noise it was trained: "
+    f"{_UNET_SCHEDULE['name']}, {_UNET_SCHEDULE['num_timesteps']} steps are taken (other: --config.schedule.name=...). One "
+    "that learnt slight noise alone, as the released ones did, guesses at the strong noise"
+  )
   return {"prior": params["unet"]}, {
     "prior": {"kind": "unet", **config["unet"]},
     "schedule": _UNET_SCHEDULE,
