@@ -132,7 +132,8 @@ def from_model(params: Params, config: Config) -> tuple[Params, dict[str, Any]]:
   say(
     "warning: the UNet's file does not tell on which noise it was trained: "
     f"{_UNET_SCHEDULE['name']}, {_UNET_SCHEDULE['num_timesteps']} steps are taken "
-    "(other: --config.schedule.name=...). One that learnt slight noise alone, as the released ones did, guesses at the strong noise"
+    "(other: --config.schedule.name=...). One that learnt slight noise alone, as "
+    "the released ones did, guesses at the strong noise"
   )
   return {"prior": params["unet"]}, {
     "prior": {"kind": "unet", **config["unet"]},
