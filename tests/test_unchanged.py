@@ -159,5 +159,7 @@ def test_parameters(trained, stage):
 def test_metrics(measured):
   """The twelve metrics of the authors' fused pictures."""
   np.testing.assert_array_equal(measured["metrics/pairs"], GOLDEN["metrics/pairs"])
-  np.testing.assert_array_equal(measured["metrics/names"], GOLDEN["metrics/names"])
-  np.testing.assert_allclose(measured["metrics/values"], GOLDEN["metrics/values"], rtol=1e-4)
+  names = measured["metrics/names"].tolist()
+  columns = [names.index(name) for name in GOLDEN["metrics/names"]]
+  values = measured["metrics/values"][..., columns]
+  np.testing.assert_allclose(values, GOLDEN["metrics/values"], rtol=1e-4)
