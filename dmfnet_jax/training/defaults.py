@@ -47,8 +47,12 @@ def optimizer_defaults() -> dict[str, Any]:
     "b2": 0.999,  # decay of the second moment
     "weight_decay": 0.0,  # adamw only
     "warmup_steps": 0,  # linear, from zero
-    "decay": "constant",  # or "cosine", to zero at the last step; or "step"
+    "decay": "constant",  # or "cosine" or "polynomial", to zero at the last step; or "step"
     "decay_every_steps": 0,  # "step": after so many steps, again and again, ...
     "decay_rate": 0.5,  # ... the rate is multiplied by this
+    # "polynomial": of what is left of the steps after the first `decay_after_steps` the share, to
+    # this power; with `decay_every_steps` the rate changes that often, as by the epoch.
+    "decay_power": 1.0,
+    "decay_after_steps": 0,
     "clip_norm": 0.0,  # norm of the network's gradient; 0: no clipping
   }

@@ -60,12 +60,12 @@ def optimizer_of(config: Any, network: str) -> Mapping[str, Any]:
 
 
 def make_learning_rate(optimizer: Mapping[str, Any], num_train_steps: int) -> optax.Schedule:
-  """Linear warm-up from zero, then constant, a cosine to zero at the last step, or steps down.
+  """Linear warm-up from zero, then constant, a cosine or polynomial to zero, or steps down.
 
   The fields are `defaults.optimizer_defaults`'s.
 
   Raises:
-    UserError: an unknown `decay`.
+    UserError: an unknown `decay`, or one whose other fields do not fit.
   """
   rate, warmup = optimizer["learning_rate"], optimizer["warmup_steps"]
   if optimizer["decay"] == "constant":
@@ -77,14 +77,35 @@ def make_learning_rate(optimizer: Mapping[str, Any], num_train_steps: int) -> op
       raise UserError("config.optimizer.decay_every_steps must be at least 1 with decay='step'")
     every, factor = optimizer["decay_every_steps"], optimizer["decay_rate"]
     after = optax.exponential_decay(rate, every, factor, staircase=True)
+  elif optimizer["decay"] == "polynomial":
+    after = _polynomial(optimizer, num_train_steps)
   else:
     raise UserError(
-      f"config.optimizer.decay is 'constant', 'cosine' or 'step', not {optimizer['decay']!r}"
+      "config.optimizer.decay is 'constant', 'cosine', 'polynomial' or 'step', not "
+      f"{optimizer['decay']!r}"
     )
   if warmup == 0:
     return after
   rise = optax.linear_schedule(0.0, rate, warmup)
   return optax.join_schedules([rise, after], [warmup])
+
+
+def _polynomial(optimizer: Mapping[str, Any], num_train_steps: int) -> optax.Schedule:
+  """The highest rate times (1 - (step - begin) / (last step - begin))^power, from `begin` on.
+
+  Its steps are counted from the end of the warm-up, as `optax.join_schedules` does; the fields
+  count them from the run's start.
+  """
+  warmup, begin = optimizer["warmup_steps"], optimizer["decay_after_steps"]
+  power, every = optimizer["decay_power"], max(optimizer["decay_every_steps"], 1)
+  if not 0 <= begin < num_train_steps or power <= 0:
+    raise UserError(
+      f"config.optimizer.decay_after_steps={begin} must be below num_train_steps="
+      f"{num_train_steps}, and decay_power={power} positive"
+    )
+  rate, length = optimizer["learning_rate"], num_train_steps - begin
+  fall = optax.polynomial_schedule(rate, 0.0, power, length, transition_begin=begin)
+  return lambda step: fall((step + warmup) // every * every)
 
 
 def make_optimizer(

@@ -37,6 +37,17 @@ def optimizer_config(**changes):
       {"decay": "step", "decay_every_steps": 20, "decay_rate": 0.5},
       {0: 0.5, 19: 0.5, 20: 0.25, 39: 0.25, 40: 0.125, 99: 0.5 / 16},
     ),
+    # Constant, then falling on a line; and a power of the share that is left.
+    ({"decay": "polynomial", "decay_after_steps": 60}, {0: 0.5, 60: 0.5, 70: 0.375, 100: 0.0}),
+    (
+      {"decay": "polynomial", "decay_power": 0.9},
+      {0: 0.5, 50: 0.5 * 0.5**0.9, 99: 0.5 * 0.01**0.9},
+    ),
+    # By the epoch; epochs are counted from the run's start, whatever the warm-up.
+    (
+      {"decay": "polynomial", "decay_every_steps": 10, "warmup_steps": 5},
+      {0: 0.0, 4: 0.4, 5: 0.5, 9: 0.5, 10: 0.45, 19: 0.45, 99: 0.05},
+    ),
   ],
 )
 def test_learning_rate(changes, expected):
@@ -47,9 +58,11 @@ def test_learning_rate(changes, expected):
 
 def test_unknown_names_are_refused():
   with pytest.raises(
-    UserError, match=r"optimizer\.decay is 'constant', 'cosine' or 'step', not 'linear'"
+    UserError, match=r"optimizer\.decay is 'constant', 'cosine', 'polynomial' or 'step', not 'lin"
   ):
     make_learning_rate(optimizer_config(decay="linear"), 100)
+  with pytest.raises(UserError, match=r"decay_after_steps=100 must be below num_train_steps=100"):
+    make_learning_rate(optimizer_config(decay="polynomial", decay_after_steps=100), 100)
   with pytest.raises(UserError, match=r"optimizer\.name is 'adam' or 'adamw', not 'sgd'"):
     make_optimizer(optimizer_config(name="sgd"), optax.constant_schedule(0.1))
 
