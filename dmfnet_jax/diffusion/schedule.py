@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmfnet_jax.errors import UserError
+
 Array = jax.Array
 
 
@@ -95,6 +97,19 @@ def make_schedule(
     "posterior_log_variance": np.log(np.maximum(variance, 1e-20)),
   }
   return NoiseSchedule(**{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()})
+
+
+def kept_steps(num_timesteps: int, num_steps: int) -> np.ndarray:
+  """So many of the steps 0 .. T - 1 at equal distances, both ends included, ascending.
+
+  Raises:
+    UserError: none, or more than there are.
+  """
+  if not 1 <= num_steps <= num_timesteps:
+    raise UserError(f"config.sampling.steps={num_steps} must be in 1..{num_timesteps}")
+  distance = (num_timesteps - 1) / max(num_steps - 1, 1)
+  # Half to even, as Python's `round`.
+  return np.rint(np.arange(num_steps) * distance).astype(int)
 
 
 def sample_noise_level(schedule: NoiseSchedule, key: Array, t: Array) -> Array:

@@ -214,7 +214,7 @@ class Engine:
         if piece.tile is None:
           result.update(self._crop(outputs, size))
         else:
-          piece.tile.add(result, outputs, size, self.method.scale)
+          piece.tile.add(result, outputs, size, self.method.scale(self.config))
     return [self._finish(result) for result in results]
 
   def _cut(self, i: int, source: Mapping[str, np.ndarray], tile: int | str) -> list[tiles.Piece]:
@@ -350,7 +350,8 @@ class Engine:
     return np.pad(source, [*margins, (0, 0)], mode="reflect")
 
   def _crop(self, outputs: Mapping[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
-    window = tuple(slice(self.method.scale * side) for side in size)
+    scale = self.method.scale(self.config)
+    window = tuple(slice(scale * side) for side in size)
     vectors = {field.name for field in self.method.outputs if field.is_vector}
     return {k: v if k in vectors else v[window] for k, v in outputs.items()}
 

@@ -173,7 +173,8 @@ def _on_pictures(
   method = methods.get(config["method"])
   stride = method.stride(config)
   margins = [(0, engine.padded_side(side, stride, method.exact_size) - side) for side in size]
-  window = tuple(slice(method.scale * side) for side in size)
+  scale = method.scale(config)
+  window = tuple(slice(scale * side) for side in size)
   fuse_padded = method.fuse(config, compute)
   after_crop = method.after_crop(config) if method.after_crop else lambda outputs: outputs
   vectors = {field.name for field in method.outputs if field.is_vector}

@@ -169,7 +169,7 @@ class Method:
     outputs: what `fuse` gives. The first is the fused picture, where there is one.
     after_crop: a model config to a function of the outputs of examples of one size, once they are
       cut to it: for what must not see the padding, such as a picture's own range.
-    scale: the outputs' sides over the sources' (super-resolution).
+    scale: of a model config, the outputs' sides over the sources' (super-resolution).
     space: 2, or 3 for whole volumes.
     is_random: whether `fuse` draws noise from its keys.
     exact_size: a picture is padded to `stride` and no further. Otherwise to one of a few sizes, so
@@ -198,7 +198,7 @@ class Method:
   sources: tuple[Field, ...] = (Field("a"), Field("b", gives_colour=True))
   outputs: tuple[Field, ...] = (Field("fused"),)
   after_crop: Callable[[Config], Callable[[Images], Images]] | None = None
-  scale: int = 1
+  scale: Callable[[Config], int] = lambda config: 1
   space: int = 2
   is_random: bool = False
   exact_size: bool = False

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dmfnet_jax.diffusion.schedule import make_betas
-from dmfnet_jax.errors import UserError, check_choice
+from dmfnet_jax.diffusion.schedule import kept_steps, make_betas
+from dmfnet_jax.errors import check_choice
 from dmfnet_jax.methods.ddfm.guided import CHANNELS, GuidedUNet
 from dmfnet_jax.methods.dmfnet.networks import build_unet
 from dmfnet_jax.methods.method import Array, Config
@@ -35,15 +35,6 @@ class Prior(NamedTuple):
   alpha_bar: np.ndarray
   conditions: np.ndarray
   predict: Callable[[Any, Array, Array], Array]
-
-
-def kept_steps(num_timesteps: int, num_steps: int) -> np.ndarray:
-  """So many of the steps 0 .. T - 1 at equal distances, both ends included, ascending."""
-  if not 1 <= num_steps <= num_timesteps:
-    raise UserError(f"config.sampling.steps={num_steps} must be in 1..{num_timesteps}")
-  distance = (num_timesteps - 1) / max(num_steps - 1, 1)
-  # Half to even, as Python's `round`.
-  return np.rint(np.arange(num_steps) * distance).astype(int)
 
 
 def build(config: Config, dtype: Any = "float32") -> Prior:

@@ -87,6 +87,7 @@ class UNet(nn.Module):
     norm_groups: groups of every normalisation; must divide every width.
     dropout: dropout rate inside the blocks, applied where `dropout_keys` are given.
     attention_levels: levels (0 = the finest) whose blocks attend, besides the middle.
+    outputs: channels of the prediction; the input may have any number.
     dtype: compute dtype; parameters, norms, softmax and the output stay float32.
     remat: recompute each block's activations in the backward pass (less memory, more time).
   """
@@ -97,6 +98,7 @@ class UNet(nn.Module):
   norm_groups: int = 32
   dropout: float = 0.2
   attention_levels: Sequence[int] = ()
+  outputs: int = 1
   dtype: Any = jnp.float32
   remat: bool = False
 
@@ -128,7 +130,7 @@ class UNet(nn.Module):
     self.mid = [block(widths[-1], True), block(widths[-1], False)]
     self.ups = ups
     self.final_norm = layers.GroupNorm(self.norm_groups, dtype=self.dtype)
-    self.final_conv = layers.conv(1, 3, dtype=self.dtype)
+    self.final_conv = layers.conv(self.outputs, 3, dtype=self.dtype)
 
   def __call__(
     self, x: Array, noise_level: Array, dropout_keys: Array | None = None
