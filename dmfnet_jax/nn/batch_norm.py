@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class BatchNorm(nn.Module):
-  """Normalises each channel over the batch and its pixels; epsilon 1e-5.
+  """Normalises each channel over the batch and its pixels.
 
   As flax's, but for the running variance: the batch's biased variance normalises, and the unbiased
   one enters the running average, which matters where a level has few pixels.
@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1]
     mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
     variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
-    scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+    scale = self.param("scale", self.scale_init, (channels,))
     bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
     x = x.astype(jnp.float32)
     used_mean, used_variance = jnp.asarray(mean.value), jnp.asarray(variance.value)
@@ -62,5 +62,5 @@ class BatchNorm(nn.Module):
     used_mean, used_variance, scale, bias = (
       jnp.asarray(y).reshape(-1, 1, 1, channels) for y in (used_mean, used_variance, scale, bias)
     )
-    factor = lax.rsqrt(used_variance + 1e-5) * scale
+    factor = lax.rsqrt(used_variance + self.epsilon) * scale
     return ((x - used_mean) * factor + bias).astype(self.dtype)
