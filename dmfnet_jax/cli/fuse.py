@@ -1,4 +1,4 @@
-"""Fuse two files or series, or all pairs of two folders."""
+"""Fuse files or series that belong together, or all those of folders."""
 
 import argparse
 import re
@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
       "b", metavar="B", help="CT, PET or SPECT: the same kind; in folders pairs share their stem"
     ),
+  )
+  parser.add_argument(
+    "further",
+    metavar="C",
+    nargs="*",
+    default=(),
+    help="further sources of a model that takes more than two, in its order: pictures, or folders "
+    "of pictures that are named as the pairs are",
   )
   parser.add_argument(
     "-o",
@@ -74,4 +82,4 @@ def run(args: argparse.Namespace) -> int:
   from dmfnet_jax.fusing.files import fuse_files
 
   options = FuseOptions(**{name: getattr(args, name) for name in FIELDS})
-  return fuse_files(args.a, args.b, args.out, options)
+  return fuse_files(args.a, args.b, args.out, options, further=args.further)

@@ -1,4 +1,4 @@
-"""Fuses files: two, or two folders of any length, of pictures and volumes.
+"""Fuses files: two, or two folders of any length, of pictures and volumes; or more than two.
 
 Pictures are read in threads ahead of the model and written in threads behind it, so that decoding
 and encoding overlap with the arithmetic. Volumes go through `volumes.py`, one after the other. A
@@ -23,7 +23,12 @@ from dmfnet_jax.messages import first_of, say
 
 
 def fuse_files(
-  a: paths.PathLike | None, b: paths.PathLike | None, out: paths.PathLike, options: FuseOptions
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
+  out: paths.PathLike,
+  options: FuseOptions,
+  *,
+  further: Sequence[paths.PathLike] = (),
 ) -> int:
   """Fuses two files or series, all pairs of two folders by `pairing`, or those of a list.
 
@@ -44,26 +49,34 @@ def fuse_files(
       gets one `STEM.png`, `STEM.nii.gz` or series folder STEM per pair. Folders are made where
       needed and older results replaced.
     options: how; its fields say what each does.
+    further: what a model that takes more than two sources takes besides, in its order: pictures, or
+      folders of pictures that have their pair's name.
 
   Returns:
     0, or 1 where some pairs failed.
 
   Raises:
-    UserError: nothing can be done: no such path, no pairs, an unknown model or one that does not
-      fuse pairs of pictures, a result that would replace a source, results of other options where
-      those are to be kept. Nothing has been written then.
+    UserError: nothing can be done: no such path, no pairs, an unknown model or one that takes
+      another number of sources, a result that would replace a source, results of other options
+      where those are to be kept. Nothing has been written then.
   """
   index, count = which_process(options.shard)
-  pairs, options = find_pairs(a, b, out, options)
+  pairs, options = find_pairs(a, b, out, options, further)
   if count > 1:
     mine = pairs[index::count]
     say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
     pairs = mine
-  return 1 if pairs and fuse_pairs(load(options), pairs, out, options) else 0
+  if not pairs:
+    return 0
+  return 1 if fuse_pairs(load(options, 2 + len(further)), pairs, out, options) else 0
 
 
 def find_pairs(
-  a: paths.PathLike | None, b: paths.PathLike | None, out: paths.PathLike, options: FuseOptions
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
+  out: paths.PathLike,
+  options: FuseOptions,
+  further: Sequence[paths.PathLike] = (),
 ) -> tuple[list[Pair], FuseOptions]:
   """The pairs of `fuse_files`, and the options with the endings that were recognised.
 
@@ -75,7 +88,9 @@ def find_pairs(
   _ = options.windows, options.table  # a mistyped one is noticed here
   with_std, with_overlay = options.samples is not None, options.overlay is not None
   naming = Naming(options.suffix_a, options.suffix_b, options.pairs)
-  matched = match_pairs(a, b, out, naming, with_std=with_std, with_overlay=with_overlay)
+  matched = match_pairs(
+    a, b, out, naming, further=further, with_std=with_std, with_overlay=with_overlay
+  )
   pairs, alone, naming = matched.pairs, matched.alone, matched.naming
   options = dataclasses.replace(options, suffix_a=naming.suffix_a, suffix_b=naming.suffix_b)
   for note in matched.notes:
@@ -94,8 +109,8 @@ def find_pairs(
   return pairs, options
 
 
-def load(options: FuseOptions) -> Any:
-  """Loads the model of the options.
+def load(options: FuseOptions, sources: int = 2) -> Any:
+  """Loads the model of the options, to fuse so many sources.
 
   Raises:
     UserError: there is none, or it does not do what is asked for.
@@ -106,7 +121,7 @@ def load(options: FuseOptions) -> Any:
   from dmfnet_jax.inference.model import load_model
 
   model = load_model(options.model, compute_dtype=options.precision, on_step=stream.step_bar())
-  _check_model(model, options)
+  _check_model(model, options, sources)
   if options.precision == "bfloat16" and jax.default_backend() == "cpu":
     say(
       "warning: bfloat16 is slower than float32 on a CPU here; its fast way is OpenVINO on "
@@ -167,12 +182,16 @@ def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
     )
 
 
-def _check_model(model: Any, options: FuseOptions) -> None:
+def _check_model(model: Any, options: FuseOptions, sources: int) -> None:
   """Refuses a model that does not do what is asked for, before it fails for every pair."""
   method = model.method
-  if len(method.sources) != 2 or method.space != 2:
-    takes = ", ".join(field.name for field in method.sources)
-    raise UserError(f"{options.model} does not fuse two pictures: it takes {takes}")
+  takes = ", ".join(field.name for field in method.sources)
+  if method.space != 2:
+    raise UserError(f"{options.model} does not fuse pictures: it takes {takes}")
+  if len(method.sources) != sources:
+    raise UserError(
+      f"{options.model} takes {len(method.sources)} sources ({takes}), and {sources} are given"
+    )
   if options.samples is not None and not method.is_random:
     raise UserError(f"{options.model} draws no noise: leave out --samples")
   model.tile_size(1, 1, options.tile)
@@ -191,7 +210,7 @@ def _fuse_pictures(
     return load_pair(pair, options, model_sha256, model)
 
   def size(loaded: LoadedPair) -> tuple[int, int]:
-    return model.padded_size(*loaded.a.shape)
+    return model.padded_size(*loaded.a.shape[:2])
 
   def limit(padded_size: tuple[int, int]) -> int:
     return model.batch_size(padded_size, options.batch_size)
@@ -234,10 +253,10 @@ def _fuse_batch(
   model: Any, batch: Mapping[str, LoadedPair], options: FuseOptions
 ) -> tuple[Sequence[Any], Sequence[Any]]:
   """Returns the fused pictures and their deviations; None each without samples."""
-  sources = [loaded.a for loaded in batch.values()], [loaded.b for loaded in batch.values()]
+  sources = zip(*((loaded.a, loaded.b, *loaded.further) for loaded in batch.values()), strict=True)
   asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
   asked |= {"names": list(batch), "emphasis": options.emphasis}
   (asked["tile"],) = {loaded.tile or "off" for loaded in batch.values()}  # they are of one size
   if options.samples is None:
-    return model.fuse(*sources, **asked), [None] * len(batch)
-  return model.fuse(*sources, **asked, samples=options.samples)
+    return model.fuse(*map(list, sources), **asked), [None] * len(batch)
+  return model.fuse(*map(list, sources), **asked, samples=options.samples)

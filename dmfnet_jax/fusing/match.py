@@ -3,6 +3,7 @@
 import dataclasses
 import mimetypes
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dmfnet_jax.errors import UserError
@@ -22,6 +23,7 @@ class Pair:
   out: Any
   kind_a: str = PICTURE
   kind_b: str = PICTURE
+  further: tuple[Any, ...] = ()  # pictures, of a model that takes more than A and B
 
   @property
   def is_volume(self) -> bool:
@@ -81,6 +83,7 @@ def match_pairs(
   out: paths.PathLike,
   naming: Naming = Naming(),  # noqa: B008 (it is never changed)
   *,
+  further: Sequence[paths.PathLike] = (),
   with_std: bool = False,
   with_overlay: bool = False,
 ) -> Matched:
@@ -91,6 +94,7 @@ def match_pairs(
     b: the same kind.
     out: see `files.fuse_files`.
     naming: how the sources are named.
+    further: pictures or folders of a third source and so on, as `a` and `b` are.
     with_std: whether the deviation will be written, too.
     with_overlay: whether B laid over A will be.
 
@@ -99,10 +103,13 @@ def match_pairs(
   """
   path_out = paths.as_path(out)
   given = [paths.as_path(path) for path in (a, b) if path is not None]
-  for path in given:
+  others = [paths.as_path(path) for path in further]
+  for path in (*given, *others):
     if not path.exists():
       raise UserError(f"{path}: no such file or folder")
   if naming.pairs is not None:
+    if others:
+      raise UserError(f"{others[0]}: a list of pairs has no further sources: leave --pairs out")
     return _match_into(path_out, pairing.read_list(naming, given), [])
   if len(given) < 2:
     raise UserError("give A and B, or a list by --pairs")
@@ -129,12 +136,16 @@ def match_pairs(
     # A format that is not read is named as well, or its pairs would be missing without a word.
     files = dict.fromkeys([*(files_a or []), *(files_b or [])])
     named = [f"{path} ({why})" for path in files if (why := kinds.why_unread(path))]
-    return _match_into(path_out, together, named)
+    return _with_further(_match_into(path_out, together, named), others, path_out)
   if (kind_a == PICTURE) != (kind_b == PICTURE):
     raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
 
   name = pairing.pair_name(kinds.stem_of(kind_a, path_a), naming)
-  pair = Pair(name, path_a, path_b, _out_of_one(name, kind_a, path_out), kind_a, kind_b)
+  for path in others:
+    if (kind := kinds.kind_of(path)) != PICTURE or kind_a != PICTURE:
+      raise UserError(f"A is a {kind_a} and {path} a {kind}: more than two sources are pictures")
+  place = _out_of_one(name, kind_a, path_out)
+  pair = Pair(name, path_a, path_b, place, kind_a, kind_b, tuple(others))
   targets = [pair.out]
   targets += [pair.out_std, pair.beside("_std.png")] if with_std else []
   targets += [pair.out_overlay] if with_overlay else []
@@ -159,6 +170,30 @@ def _match_into(out: Any, together: Together, unread: list[str]) -> Matched:
     pairs.append(Pair(name, path_a, path_b, out / f"{name}{suffix}", kind_a, kind_b))
   alone = [*map(os.fspath, together.alone), *unread]
   return Matched(pairs, alone, together.naming, together.notes, together.advice)
+
+
+def _with_further(matched: Matched, folders: Sequence[Any], out: Any) -> Matched:
+  """Adds the pictures of further folders to the pairs; a pair without one of them is left out."""
+  if not folders:
+    return matched
+  for folder in folders:
+    if not folder.is_dir():
+      raise UserError(f"{folder}: a file, where A and B are folders")
+    if same(out, folder):
+      raise UserError(f"{out}: the output folder is a source folder: choose another")
+  listed = [kinds.list_sources(folder, paths.list_files(folder)) for folder in folders]
+  pairs, alone = [], list(matched.alone)
+  for pair in matched.pairs:
+    if pair.is_volume:
+      raise UserError(f"{pair.a}: a volume: more than two sources are pictures")
+    found = [sources.get(pair.stem, ("", None)) for sources in listed]
+    lacking = [place for place, (kind, _) in zip(folders, found, strict=True) if kind != PICTURE]
+    if lacking:
+      alone.append(f"{pair.a} (no picture {pair.stem} in {lacking[0]})")
+    else:
+      pairs.append(dataclasses.replace(pair, further=tuple(path for _, path in found)))
+  advice = "pictures of the folders behind B are named as the pairs are"
+  return matched._replace(pairs=pairs, alone=alone, advice=matched.advice or advice)
 
 
 def _out_of_one(name: str, kind_a: str, out: Any) -> Any:
@@ -189,7 +224,7 @@ def _names_a_file(out: Any) -> bool:
 
 def _check_target(pair: Pair, target: Any) -> None:
   """Refuses to write over a source, or a series into the folder of one."""
-  taken = [pair.a, pair.b]
+  taken = [pair.a, pair.b, *pair.further]
   if pair.out_kind == DICOM:
     taken += [path.parent for path in taken if not path.is_dir()]
   if any(same(target, path) for path in taken):

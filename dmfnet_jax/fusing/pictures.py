@@ -1,4 +1,4 @@
-"""The two pictures of a pair and its results, from and to files."""
+"""The pictures of a pair and its results, from and to files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ BLACK = "is black everywhere as it is shown: the result has nothing of it"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPair:
-  """The two pictures of a pair.
+  """The pictures of a pair.
 
   Attributes:
     pair: their paths.
-    a: uint8 [H, W].
+    a: uint8 [H, W], or [H, W, 3] where the model takes its colours.
     b: uint8 [H, W] or [H, W, 3].
     overlay: uint8 [H, W, 3], B laid over A, where that was asked for.
     tile: the side of the tiles in which the pair is fused; None: whole.
     record: to be written beside the result; None where nothing was scaled or coloured.
     remarks: what to tell, by what is not to be told twice.
+    further: uint8 [H, W] or [H, W, 3] each, of a model that takes more than A and B.
   """
 
   pair: Pair
@@ -38,24 +39,29 @@ class LoadedPair:
   tile: int | None
   record: Mapping[str, Any] | None
   remarks: Mapping[str, str]
+  further: tuple[np.ndarray, ...] = ()
 
 
 def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -> LoadedPair:
   """Reads the pictures of a pair and applies windows and the colour map where asked to.
 
-  The `model` says whether it is to be fused in tiles.
+  The `model` says whether it is to be fused in tiles, and whether A's colours are of use.
 
   Raises:
     UserError: a file cannot be read, the sizes differ, or an option does not fit a picture.
   """
   a, window_a = _read(pair.a, options.windows["a"])
   b, window_b = _read(pair.b, options.windows["b"])
-  if a.shape[:2] != b.shape[:2]:
-    size_a, size_b = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, b))
-    raise UserError(f"A is {size_a} and B {size_b} pixels (width x height): register B to A first")
+  further = tuple(map(pictures.read_image, pair.further))
+  for path, other in zip(("B", *pair.further), (b, *further), strict=True):
+    if other.shape[:2] != a.shape[:2]:
+      size_a, size = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, other))
+      told = f"A is {size_a} and {path} {size} pixels (width x height)"
+      raise UserError(f"{told}: register {path} to A first")
   remarks = {}
   # Grey pictures are often stored with three equal channels: nothing is lost there.
-  if a.ndim == 3 and not color.is_neutral(a):
+  takes_colour = model.method.sources[0].channels > 1
+  if a.ndim == 3 and not color.is_neutral(a) and not takes_colour:
     remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
   overlay = None
   if options.overlay is not None:
@@ -64,7 +70,8 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -
     if b.ndim == 3 and not color.is_neutral(b):
       raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
     b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
-  for path, shown in ((pair.a, a), (pair.b, b)):
+  shown_pictures = zip((pair.a, pair.b, *pair.further), (a, b, *further), strict=True)
+  for path, shown in shown_pictures:
     if not shown.any():
       remarks[f"black {path}"] = f"warning: {path}: {BLACK}"
   tile = model.tile_size(*a.shape[:2], options.tile)
@@ -78,7 +85,8 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -
   record = None
   if told or options.lut is not None:
     record = make_record(options, pair.stem, model_sha256, windows, options.lut)
-  return LoadedPair(pair, color.to_grey(a), b, overlay, tile, record, remarks)
+  a = a if takes_colour else color.to_grey(a)
+  return LoadedPair(pair, a, b, overlay, tile, record, remarks, further)
 
 
 def write_pair(
