@@ -48,9 +48,9 @@ def calls(monkeypatch) -> list[tuple]:
   return recorded
 
 
-def fused(a, b, out, **options):
+def fused(a, b, out, *further, **options):
   """The call of a `dmfnet fuse`."""
-  return [("fuse_files", (a, b, out, FuseOptions(**options)), {})]
+  return [("fuse_files", (a, b, out, FuseOptions(**options)), {"further": further})]
 
 
 EXPORT_DEFAULTS = {"size": (256, 256), "batch": 1, "precision": "float32", "file_format": "jax"}
@@ -68,6 +68,7 @@ TRAINING = [
     ("demo", 0, [("demo", ("demo",), {})]),
     ("demo --out d", 0, [("demo", ("d",), {})]),
     ("fuse a b -o c", 1, fused("a", "b", "c")),
+    ("fuse a b c d -o e", 1, fused("a", "b", "e", "c", "d")),
     (
       "fuse a b --out c --model m.safetensors --seed 7 --batch-size 4 --samples 8 --strict",
       1,
@@ -184,7 +185,6 @@ def test_each_command_calls_its_function(calls, command, code, expected):
     ("fusee a b", "invalid choice: 'fusee'"),
     ("fuse a", "required: B, -o/--out"),
     ("fuse a b", "required: -o/--out"),
-    ("fuse a b c -o d", "unrecognized arguments: c"),
     ("fuse a b -o c --sead 3", "unrecognized arguments: --sead 3"),
     ("fuse a b -o c --seed x", "argument --seed: invalid whole_number value: 'x'"),
     ("fuse a b -o c --seed -1", "argument --seed: -1 is out of range: 0 to 4294967295"),

@@ -82,4 +82,4 @@ def run(args: argparse.Namespace) -> int:
   from dmfnet_jax.fusing.files import fuse_files
 
   options = FuseOptions(**{name: getattr(args, name) for name in FIELDS})
-  return fuse_files(args.a, args.b, args.out, options, further=args.further)
+  return fuse_files(args.a, args.b, args.out, options, further=tuple(args.further))
