@@ -1,7 +1,7 @@
 """One pair on its way into a batch: decoded, cached, cut, flipped and scaled. NumPy only."""
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,50 @@ from dmfnet_jax.io.pictures import to_float
 
 PAIR: Mapping[str, int] = types.MappingProxyType({"a": 1, "b": 1})
 """The fields of most batches, by their channels: A and the luma of B."""
+
+
+class Renamed(Sequence):
+  """A source whose examples have some fields by other names as well; see `Stage.stored`.
+
+  Args:
+    source: the examples.
+    stored: a name -> what the source calls that field.
+
+  Attributes:
+    name: the source's.
+
+  Raises:
+    UserError: the examples lack a field.
+  """
+
+  def __init__(self, source: Sequence[dict[str, Any]], stored: Mapping[str, str]):
+    check_fields(source, tuple(stored.values()))
+    self._source = source
+    self._stored = dict(stored)
+    self.name = getattr(source, "name", type(source).__name__)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, record):
+    example = self._source[record]
+    return example | {name: example[field] for name, field in self._stored.items()}
+
+
+def check_fields(source: Sequence[dict[str, Any]], fields: Iterable[str]) -> None:
+  """Refuses a source whose examples lack a picture.
+
+  Raises:
+    UserError: they do; it names what there is.
+  """
+  pictures = [name for name, value in source[0].items() if np.ndim(value) == 3]
+  lacking = [name for name in fields if name not in pictures]
+  if lacking:
+    raise UserError(
+      f"the dataset {getattr(source, 'name', '')} has no field {lacking[0]!r}, which this stage "
+      f"needs: it has {', '.join(pictures)}; paired_folder takes it from a folder {lacking[0]}/ "
+      f"beside a/ and b/"
+    )
 
 
 class DecodedPairs:

@@ -22,7 +22,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from dmfnet_jax.data.examples import PAIR, DecodedPairs, eval_example, training_example
+from dmfnet_jax.data.examples import (
+  PAIR,
+  DecodedPairs,
+  check_fields,
+  eval_example,
+  training_example,
+)
 from dmfnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -72,7 +78,7 @@ def make_train_dataset(
     UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
-  _check_fields(source, fields)
+  check_fields(source, fields)
   if num_workers < 0:
     raise UserError(f"num_workers must not be negative, but is {num_workers}")
   if not 0 <= seed < 2**32:
@@ -193,7 +199,7 @@ def make_eval_batches(
     UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
-  _check_fields(source, fields)
+  check_fields(source, fields)
   if crop_size is not None and crop_size % 16:
     raise UserError(f"the crop for evaluation must be a multiple of 16, but is {crop_size}")
   cut = functools.partial(
@@ -228,17 +234,3 @@ def _check_sizes(
     raise UserError(f"the crop must be positive, but is {crop_size}")
   if not len(source):
     raise UserError("the dataset's split is empty")
-
-
-def _check_fields(source: Source, fields: Mapping[str, int]) -> None:
-  if fields.keys() <= PAIR.keys():  # every dataset has these: nothing is read
-    return
-  first = source[0]
-  pictures = [name for name, value in first.items() if np.ndim(value) == 3]
-  lacking = [name for name in fields if name not in pictures]
-  if lacking:
-    raise UserError(
-      f"the dataset {getattr(source, 'name', '')} has no field {lacking[0]!r}, which this stage "
-      f"needs: it has {', '.join(pictures)}; paired_folder takes it from a folder {lacking[0]}/ "
-      f"beside a/ and b/"
-    )
