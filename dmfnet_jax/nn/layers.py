@@ -161,6 +161,21 @@ def _keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
   return halves >= jnp.uint32(round(rate * 2**16))
 
 
+def drop_path(x: Array, rate: float, keys: Array) -> Array:
+  """Drops an example's whole branch, and scales those that stay (arXiv 1603.09382).
+
+  Args:
+    x: [B, ...], the branch beside a shortcut.
+    rate: the probability that a branch is dropped, in [0, 1).
+    keys: [B] PRNG keys, one an example.
+  """
+  if rate == 0.0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+  factor = keep.astype(x.dtype) / (1 - rate)
+  return x * factor.reshape(-1, *[1] * (x.ndim - 1))
+
+
 def upsample_nearest(x: Array) -> Array:
   """Doubles [B, H, W, C] to [B, 2H, 2W, C] by repetition (a broadcast: no gather)."""
   b, h, w, c = x.shape
