@@ -1,7 +1,7 @@
 """Which parameter here is which parameter of the published PyTorch program.
 
 A table for each network, from which both directions and every check follow. State dictionaries
-map the published names to numpy arrays in PyTorch's layout (convolutions OIHW, dense layers
+map the published names to numpy arrays in PyTorch's layout (convolutions OIHW or OIDHW, dense layers
 [out, in]).
 """
 
@@ -41,13 +41,15 @@ def torch_name(path: str, layers: Layers) -> str:
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:
-  """HWIO to OIHW, [in, out] to [out, in]; others stay."""
-  return value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
+  """HWIO to OIHW, DHWIO to OIDHW, [in, out] to [out, in]; others stay."""
+  axes = {5: (4, 3, 0, 1, 2), 4: (3, 2, 0, 1), 2: (1, 0)}
+  return value.transpose(axes.get(value.ndim, range(value.ndim)))
 
 
 def from_torch_layout(value: np.ndarray) -> np.ndarray:
-  """OIHW to HWIO, [out, in] to [in, out]; others stay."""
-  return value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
+  """OIHW to HWIO, OIDHW to DHWIO, [out, in] to [in, out]; others stay."""
+  axes = {5: (2, 3, 4, 1, 0), 4: (2, 3, 1, 0), 2: (1, 0)}
+  return value.transpose(axes.get(value.ndim, range(value.ndim)))
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
