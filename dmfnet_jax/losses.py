@@ -143,6 +143,7 @@ def fusion_loss(
   *,
   intensity_weight: float = 1.5,
   overlap: float = 0.0,
+  mean_share: float = 0.0,
   gradient_weight: float = 1.0,
   gradient_gain: float = 1.0,
   ssim_weight: float = 0.5,
@@ -160,6 +161,8 @@ def fusion_loss(
     overlap: how much of the darker source the target has besides, from black (-1) up and cut at
       white (1): where both sources are bright the fused image is brighter than either, so that
       neither hides the other.
+    mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
+      picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
     gradient_gain: what the target max(grad A, grad B) is multiplied by.
     ssim_weight: weight of 1 - S, `structure_similarity`.
@@ -177,6 +180,8 @@ def fusion_loss(
   brightness = jnp.maximum(a, b)
   if overlap:
     brightness = jnp.minimum(brightness + overlap * (jnp.minimum(a, b) + 1), 1)
+  if mean_share:
+    brightness = (1 - mean_share) * brightness + mean_share * (a + b) / 2
   intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
   target = gradient_gain * jnp.maximum(sobel_gradient(a), sobel_gradient(b))
   gradient = jnp.mean(absolute(sobel_gradient(fused) - target), axis=_PER_IMAGE)

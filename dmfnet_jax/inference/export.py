@@ -176,7 +176,7 @@ def _on_pictures(
   scale = method.scale(config)
   window = tuple(slice(scale * side) for side in size)
   fuse_padded = method.fuse(config, compute)
-  after_crop = method.after_crop(config) if method.after_crop else lambda outputs: outputs
+  after_crop = method.after_crop(config) or (lambda outputs: outputs)
   vectors = {field.name for field in method.outputs if field.is_vector}
   output = method.outputs[0]
 

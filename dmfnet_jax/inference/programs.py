@@ -64,7 +64,7 @@ def extra(config_json: str, compute: Compute, name: str) -> Any:
 
 @functools.lru_cache
 def after_crop(config_json: str) -> Any:
-  """Compiles a method's `after_crop`; None where it has none."""
+  """Compiles a method's `after_crop`; None where there is none."""
   config = json.loads(config_json)
-  function = methods.get(config["method"]).after_crop
-  return function and jax.jit(function(config))
+  function = methods.get(config["method"]).after_crop(config)
+  return function and jax.jit(function)

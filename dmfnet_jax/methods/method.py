@@ -106,9 +106,11 @@ class Stage:
     targets: further fields of its batches, such as a mask or the contrast to be made, by the names
       that datasets have. One that is named as a source stands in that source's place, such as `b`
       with its colours.
+    stored: what datasets call fields of the batches, where they call them otherwise, such as
+      {"a": "t1"}.
     substitute: a key to networks of `frozen` at random, for those whose config field is empty.
-    draw: sample pictures of a stage that does not fuse yet: parameters, sources and keys to
-      columns [B, H, W, C] by their titles.
+    draw: sample pictures of a stage that does not fuse yet, or that has more to show: parameters,
+      sources and targets, and keys to columns [B, H, W, 1 or 3] by their titles.
   """
 
   init: Callable[[Array], Params]
@@ -116,6 +118,7 @@ class Stage:
   frozen: Mapping[str, str] = field(default_factory=dict)
   continued: tuple[str, ...] = ()
   targets: tuple[Field, ...] = ()
+  stored: Mapping[str, str] = field(default_factory=dict)
   substitute: Callable[[Array], Params] | None = None
   draw: Callable[[Params, Images, Array], dict[str, Array]] | None = None
 
@@ -168,7 +171,8 @@ class Method:
     sources: the inputs, in the order of the command line: anatomical or infrared first.
     outputs: what `fuse` gives. The first is the fused picture, where there is one.
     after_crop: a model config to a function of the outputs of examples of one size, once they are
-      cut to it: for what must not see the padding, such as a picture's own range.
+      cut to it: for what must not see the padding, such as a picture's own range. None where the
+      config asks for nothing of the kind.
     scale: of a model config, the outputs' sides over the sources' (super-resolution).
     space: 2, or 3 for whole volumes.
     is_random: whether `fuse` draws noise from its keys.
@@ -197,7 +201,7 @@ class Method:
   stages: Mapping[int, Callable[[Config], Stage]] = field(default_factory=dict)
   sources: tuple[Field, ...] = (Field("a"), Field("b", gives_colour=True))
   outputs: tuple[Field, ...] = (Field("fused"),)
-  after_crop: Callable[[Config], Callable[[Images], Images]] | None = None
+  after_crop: Callable[[Config], Callable[[Images], Images] | None] = lambda config: None
   scale: Callable[[Config], int] = lambda config: 1
   space: int = 2
   is_random: bool = False

@@ -215,3 +215,14 @@ def stretch(x: Array) -> Array:
   """
   low, high = (f(x, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
   return jnp.where(high > low, 2 * (x - low) / jnp.where(high > low, high - low, 1.0) - 1, x)
+
+
+def level(x: Array, contrast: float) -> Array:
+  """Brings the mean of each picture [B, H, W, C] in [-1, 1] to mid-grey, 0.
+
+  Args:
+    x: the pictures.
+    contrast: what deviations from the mean are multiplied by; what leaves [-1, 1] is cut.
+  """
+  mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+  return jnp.clip(contrast * (x - mean), -1, 1)

@@ -229,3 +229,10 @@ def test_transposed_convolution_is_the_gradient_of_a_strided_one():
   layer = layers.conv_transpose(6, dtype="float32", use_bias=False)
   y = layer.apply({"params": {"kernel": kernel}}, x)
   np.testing.assert_allclose(y, gradient(x)[0], atol=1e-5)
+
+
+def test_levelled_pictures_are_about_mid_grey():
+  x = np.clip(draw(2, 8, 6, 1) * 0.2 - [[[[0.3]]], [[[-0.5]]]], -1, 1).astype(np.float32)
+  for row, picture in zip(layers.level(x, 1.5), x, strict=True):
+    np.testing.assert_allclose(row, np.clip(1.5 * (picture - picture.mean()), -1, 1), atol=1e-6)
+  assert layers.level(x, 10.0).min() == -1

@@ -91,10 +91,11 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   return apply
 
 
-def after_crop(config: Config) -> Callable[[Images], Images]:
+def after_crop(config: Config) -> Callable[[Images], Images] | None:
   """Stretches the pictures where the config says so; see `Method.after_crop`."""
-  stretch = layers.stretch if config["fusion"]["stretch"] else lambda fused: fused
-  return lambda outputs: {"fused": stretch(outputs["fused"])}
+  if not config["fusion"]["stretch"]:
+    return None
+  return lambda outputs: {"fused": layers.stretch(outputs["fused"])}
 
 
 def memory(

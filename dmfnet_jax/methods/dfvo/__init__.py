@@ -76,10 +76,10 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   return apply
 
 
-def after_crop(config: Config) -> Callable[[Images], Images]:
+def after_crop(config: Config) -> Callable[[Images], Images] | None:
   """Stretches the result to its own range, where the config says so."""
   if not config["fusion"]["stretch"]:
-    return lambda outputs: outputs
+    return None
   return lambda outputs: {"fused": layers.stretch(outputs["fused"])}
 
 

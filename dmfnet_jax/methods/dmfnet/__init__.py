@@ -12,6 +12,7 @@ from dmfnet_jax.diffusion.schedule import make_schedule
 from dmfnet_jax.methods.dmfnet import config, features, stages, torch
 from dmfnet_jax.methods.dmfnet.networks import build_fusion_head, build_unet
 from dmfnet_jax.methods.method import WINDOW, Array, Compute, Config, Images, Method, Params
+from dmfnet_jax.nn import layers
 
 # The largest activations (the finest level's) that are held at once: so many per pass that runs,
 # and so many for the sums over the timesteps or the head. From compiled programs; a test compares.
@@ -46,6 +47,13 @@ def fuse_noisy(config: Config, compute: Compute) -> Callable[..., Array]:
   return functools.partial(features.fuse_noisy, unet, head, **options, divide=compute.divide)
 
 
+def after_crop(config: Config) -> Callable[[Images], Images] | None:
+  """Levels the pictures where the config says so; see `Method.after_crop`."""
+  if not (contrast := config["fusion"]["contrast"]):
+    return None
+  return lambda outputs: {"fused": layers.level(outputs["fused"], contrast)}
+
+
 def memory(
   config: Config, size: tuple[int, ...], pairs: int, passes: int, bytes_per_value: int
 ) -> int:
@@ -72,11 +80,12 @@ def stride(config: Mapping[str, Any]) -> int:
 
 METHOD = Method(
   defaults=config.defaults,
-  model=("unet", "fusion_head", "features", "loss"),
+  model=("unet", "fusion_head", "features", "fusion", "loss"),
   check=config.check,
   stages={1: stages.denoising, 2: stages.fusion},
   networks=("unet", "fusion_head"),
   fuse=fuse,
+  after_crop=after_crop,
   extras={"fuse_noisy": fuse_noisy},
   is_random=True,
   in_tiles="close",

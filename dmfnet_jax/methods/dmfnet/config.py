@@ -42,10 +42,14 @@ def defaults(stage: int) -> dict[str, Any]:
       # Not Stage I's: linear in the paper.
       "schedule": {"name": "linear", "num_timesteps": 2000, "start": 1e-6, "end": 1e-2},
     },
+    "fusion": {
+      "contrast": 0.0,  # above 0: puts pictures' means to mid-grey, multiplies what deviates
+    },
     "loss": {
       "fn": "fusion",  # or a function of yours, "my_module:my_loss": (fused, a, b) to [B], terms
       "intensity_weight": 1.5,  # mean |F - max(A, B)|
       "overlap": 0.0,  # share of the darker source that the intensity's target has besides
+      "mean_share": 0.0,  # of (A + B) / 2 in the intensity's target; the rest is max(A, B)
       "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
       "gradient_gain": 1.0,  # what the gradient's target is multiplied by
       "ssim_weight": 0.5,  # 1 - structure similarity
@@ -87,6 +91,8 @@ def check(config: Any) -> None:
   parts.find("fusion_head.attention", head.attention, ATTENTIONS)
   check_choice("fusion_head.output", head.output, OUTPUTS)
   check_choice("fusion_head.multi_scale_reach", head.multi_scale_reach, (0, 1, 2))
+  if config.fusion.contrast < 0:
+    raise UserError(f"config.fusion.contrast={config.fusion.contrast} must be 0 or more")
 
 
 def _check_steps(field: str, steps: Sequence[int], last: int) -> None:

@@ -134,10 +134,11 @@ def fuse_tiled(
   return jnp.concatenate([row(0), row(below)[:, -below:]], axis=1)
 
 
-def after_crop(config: Config) -> Callable[[Images], Images]:
+def after_crop(config: Config) -> Callable[[Images], Images] | None:
   """Stretches the pictures where the config says so; see `Method.after_crop`."""
-  stretch = layers.stretch if config["fusion"]["stretch"] else lambda fused: fused
-  return lambda outputs: {"fused": stretch(outputs["fused"])}
+  if not config["fusion"]["stretch"]:
+    return None
+  return lambda outputs: {"fused": layers.stretch(outputs["fused"])}
 
 
 def stride(config: Config) -> int:

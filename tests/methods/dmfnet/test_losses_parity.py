@@ -81,6 +81,13 @@ def test_overlap_brightens_the_target_where_both_sources_are_bright():
   np.testing.assert_allclose(terms["intensity"], [0, 0.1, 0.05], atol=1e-6)
 
 
+def test_the_mean_is_mixed_into_the_target():
+  """By hand: a quarter of (-1 + 0.5) / 2, three quarters of 0.5."""
+  a, b = np.full((1, 8, 8, 1), -1, np.float32), np.full((1, 8, 8, 1), 0.5, np.float32)
+  _, terms = losses.fusion_loss(np.full_like(a, 0.3125), a, b, mean_share=0.25)
+  np.testing.assert_allclose(terms["intensity"], 0, atol=1e-7)
+
+
 def test_what_a_reader_objects_to_costs_what_it_should():
   """By hand: a white square on black, with a dark hole and a halo that neither source has."""
   a = np.full((1, 32, 32, 1), -1, np.float32)
