@@ -80,7 +80,7 @@ class DecodedPairs:
     pair = self._cache.get(record)
     if pair is None:
       example = self._source[record]
-      pair = {name: _with_channels(example[name], n) for name, n in self._fields.items()}
+      pair = {name: with_channels(example[name], n) for name, n in self._fields.items()}
       # Two threads that read one record at once both count it: too little is kept, not too much.
       size = sum(picture.nbytes for picture in pair.values())
       pair |= {"record": record, "name": example.get("name", b"")}
@@ -94,7 +94,7 @@ class DecodedPairs:
     return DecodedPairs, (self._source, self._cache_bytes, dict(self._fields))
 
 
-def _with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
+def with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
   """A picture [H, W, 1 or 3] with one channel, its luma, or with three."""
   if picture.shape[-1] == channels:
     return np.ascontiguousarray(picture)

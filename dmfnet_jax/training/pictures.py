@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from dmfnet_jax.data.examples import with_channels
 from dmfnet_jax.inference.engine import example_keys
 from dmfnet_jax.inference.model import Model
 from dmfnet_jax.io import color, pictures
 from dmfnet_jax.io.panels import panel
-from dmfnet_jax.methods.method import select
+from dmfnet_jax.methods.method import batch_fields, select
 from dmfnet_jax.training.setup import Setup, trained_networks
 from dmfnet_jax.training.state import TrainState
 from dmfnet_jax.weights import workdir
@@ -58,23 +59,25 @@ def _choose(source: Sequence[Any]) -> list[Any]:
 
 def _make_own_drawing(run: Setup) -> Callable[..., np.ndarray]:
   draw_columns = jax.jit(run.stage.draw)  # type: ignore[arg-type]
-  names = [field.name for field in run.method.sources]
+  fields = batch_fields(run.method, run.stage)
   stride = run.method.stride(run.config)
 
   def draw(state: TrainState, examples: Sequence[Any]) -> np.ndarray:
     # Cut to one size, so that they are one batch.
     height, width = (
-      min(example[names[0]].shape[axis] for example in examples) // stride * stride
+      min(example[fields[0].name].shape[axis] for example in examples) // stride * stride
       for axis in (0, 1)
     )
     batch = {
-      name: jnp.stack([_as_float(example[name])[:height, :width, None] for example in examples])
-      for name in names
+      f.name: jnp.stack(
+        [_as_float(example[f.name], f.channels)[:height, :width] for example in examples]
+      )
+      for f in fields
     }
     keys = example_keys(run.config.seed, [str(row) for row in range(len(examples))])
     columns = draw_columns(state.eval_params, batch, keys)
     rows = [
-      [pictures.from_float(np.asarray(column[row, ..., 0])) for column in columns.values()]
+      [_shown(pictures.from_float(np.asarray(column[row]))) for column in columns.values()]
       for row in range(len(examples))
     ]
     return panel(rows, column_titles=list(columns))
@@ -82,9 +85,12 @@ def _make_own_drawing(run: Setup) -> Callable[..., np.ndarray]:
   return draw
 
 
-def _as_float(picture: np.ndarray) -> np.ndarray:
-  grey = picture[..., 0] if picture.shape[-1] == 1 else color.rgb_to_luma(picture)
-  return pictures.to_float(grey)
+def _as_float(picture: np.ndarray, channels: int) -> np.ndarray:
+  return pictures.to_float(with_channels(picture, channels))
+
+
+def _shown(picture: np.ndarray) -> np.ndarray:
+  return picture if picture.shape[-1] == 3 else picture[..., 0]
 
 
 def _make_fused_drawing(run: Setup) -> Callable[..., np.ndarray]:
