@@ -14,6 +14,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.data.datasets import DATASETS
+from dmfnet_jax.data.examples import Renamed
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import batch_fields
@@ -51,6 +52,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
 
   run = setup.set_up(config, workdir)
   config = run.config
+  if stored := run.stage.stored:
+    train_source, eval_source = (Renamed(x, stored) for x in (train_source, eval_source))
   state = setup.init_state(run)
   count = parameter_overview.count_parameters(state.params)
   say(f"stage {config.stage}: {count:,} parameters to train")
