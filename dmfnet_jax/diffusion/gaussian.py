@@ -63,6 +63,22 @@ def p_mean_log_variance(
   return q_posterior(schedule, x_start, x_t, i)
 
 
+def clean_from_noise(alpha_bar: np.ndarray) -> Callable[[Array, Array, Array], Array]:
+  """Returns (x_t, predicted noise, k [B]) -> x_start, of steps with these `alpha_bar`.
+
+  The roots come from float64: near 1, float32 would leave few digits of 1 / alpha_bar - 1.
+  """
+  of_x, of_noise = (
+    np.float32(value) for value in (np.sqrt(1 / alpha_bar), np.sqrt(1 / alpha_bar - 1))
+  )
+
+  def clean(x_t: Array, noise: Array, k: Array) -> Array:
+    a, b = (jnp.asarray(table)[k][:, None, None, None] for table in (of_x, of_noise))
+    return a * x_t - b * noise
+
+  return clean
+
+
 def ancestral_sample(
   schedule: NoiseSchedule,
   denoise_fn: DenoiseFn,

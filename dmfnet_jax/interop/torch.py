@@ -1,8 +1,8 @@
 """Which parameter here is which parameter of the published PyTorch program.
 
 A table for each network, from which both directions and every check follow. State dictionaries
-map the published names to numpy arrays in PyTorch's layout (convolutions OIHW or OIDHW, dense layers
-[out, in]).
+map the published names to numpy arrays in PyTorch's layout (convolutions OIHW, of volumes OIDHW,
+dense layers [out, in]).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def torch_name(path: str, layers: Layers) -> str:
     match = of_layer or re.fullmatch(pattern, path)  # a parameter that has a row of its own
     if match:
       fields: dict[str, Any] = match.groupdict()
+      if "i" in fields:
+        fields["after"] = int(fields["i"]) + 1  # of lists with one more before it
       if "level" in fields:
         fields |= {"even": 2 * int(fields["level"]), "odd": 2 * int(fields["level"]) + 1}
       name = published.format(**fields)

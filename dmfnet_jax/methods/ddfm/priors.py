@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import kept_steps, make_betas
 from dmfnet_jax.errors import check_choice
 from dmfnet_jax.methods.ddfm.guided import CHANNELS, GuidedUNet
@@ -63,14 +64,11 @@ def build(config: Config, dtype: Any = "float32") -> Prior:
 def _guided(network: GuidedUNet, alpha_bar: np.ndarray, kept: np.ndarray) -> Prior:
   timesteps = kept.astype(np.float32)
   # The network predicts the noise; its variance is of no use to DDIM.
-  of_x, of_noise = (
-    np.float32(value) for value in (np.sqrt(1 / alpha_bar[:-1]), np.sqrt(1 / alpha_bar[:-1] - 1))
-  )
+  clean = gaussian.clean_from_noise(alpha_bar[:-1])
 
   def predict(params: Any, x: Array, k: Array) -> Array:
     noise = network.apply({"params": params}, x, jnp.asarray(timesteps)[k])[..., :CHANNELS]
-    a, b = (jnp.asarray(table)[k][:, None, None, None] for table in (of_x, of_noise))
-    return a * x - b * noise
+    return clean(x, noise, k)
 
   return Prior(CHANNELS, network, alpha_bar, timesteps, predict)
 

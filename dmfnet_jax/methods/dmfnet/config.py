@@ -73,12 +73,7 @@ def check(config: Any) -> None:
   if config.crop_size < stride or config.crop_size % stride:
     raise UserError(f"config.crop_size={config.crop_size} must be a multiple of {stride}")
   if config.stage == 1:
-    for multiplier in config.unet.multipliers:
-      if config.unet.width * multiplier % config.unet.norm_groups:
-        raise UserError(
-          f"config.unet.norm_groups={config.unet.norm_groups} must divide the width "
-          f"{config.unet.width * multiplier}"
-        )
+    check_norms(config.unet)
     check_choice("schedule.name", config.schedule.name, BETA_SCHEDULES)
     if len(config.timestep_range) != 2:
       raise UserError(f"config.timestep_range={config.timestep_range} must be two steps")
@@ -93,6 +88,16 @@ def check(config: Any) -> None:
   check_choice("fusion_head.multi_scale_reach", head.multi_scale_reach, (0, 1, 2))
   if config.fusion.contrast < 0:
     raise UserError(f"config.fusion.contrast={config.fusion.contrast} must be 0 or more")
+
+
+def check_norms(unet: Any) -> None:
+  """Refuses a UNet whose normalisations have more groups than divide a level's width."""
+  for multiplier in unet.multipliers:
+    if unet.width * multiplier % unet.norm_groups:
+      raise UserError(
+        f"config.unet.norm_groups={unet.norm_groups} must divide the width "
+        f"{unet.width * multiplier}"
+      )
 
 
 def _check_steps(field: str, steps: Sequence[int], last: int) -> None:

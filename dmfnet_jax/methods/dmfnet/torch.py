@@ -22,16 +22,24 @@ from dmfnet_jax.methods.dmfnet.unet import UNet
 StateDict = Mapping[str, np.ndarray]
 Params = dict[str, Any]
 
+
+def block_layers(here: str, there: str) -> torch_names.Layers:
+  """The rows of a block of the UNet."""
+  return (
+    (rf"{here}/noise_shift", f"{there}.res_block.noise_func.noise_func.0"),
+    (rf"{here}/norm(?P<n>[12])", f"{there}.res_block.block{{n}}.block.0"),
+    (rf"{here}/conv(?P<n>[12])", f"{there}.res_block.block{{n}}.block.3"),
+    (rf"{here}/residual", f"{there}.res_block.res_conv"),
+    (rf"{here}/attention/(?P<layer>norm|qkv|out)", f"{there}.attn.{{layer}}"),
+  )
+
+
 # (a layer here, the same layer there). In the second column {even} is 2 * level, {odd} is one more.
 UNET_LAYERS = (
   (r"noise_level_mlp/dense1", "noise_level_mlp.1"),
   (r"noise_level_mlp/dense2", "noise_level_mlp.3"),
   (r"init_conv", "init_conv"),
-  (r"(?P<part>\w+)_(?P<i>\d+)/noise_shift", "{part}.{i}.res_block.noise_func.noise_func.0"),
-  (r"(?P<part>\w+)_(?P<i>\d+)/norm(?P<n>[12])", "{part}.{i}.res_block.block{n}.block.0"),
-  (r"(?P<part>\w+)_(?P<i>\d+)/conv(?P<n>[12])", "{part}.{i}.res_block.block{n}.block.3"),
-  (r"(?P<part>\w+)_(?P<i>\d+)/residual", "{part}.{i}.res_block.res_conv"),
-  (r"(?P<part>\w+)_(?P<i>\d+)/attention/(?P<layer>norm|qkv|out)", "{part}.{i}.attn.{layer}"),
+  *block_layers(r"(?P<part>\w+)_(?P<i>\d+)", "{part}.{i}"),
   (r"downs_(?P<i>\d+)", "downs.{i}.conv"),
   (r"ups_(?P<i>\d+)/conv", "ups.{i}.conv"),
   (r"final_norm", "final_conv.block.0"),
