@@ -7,7 +7,7 @@ pair that fails is named with its reason and the others go on.
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dmfnet_jax.errors import UserError, why_failed
@@ -154,7 +154,11 @@ def fuse_pairs(
   familiarity = Familiarity(options.model, model.trained_on)
   familiarity.check_names(pair for pair in pairs if not pair.is_volume)
   of_pictures = {pair.stem: pair for pair in pairs if not pair.is_volume}
-  failures = _fuse_pictures(model, of_pictures, options, model_sha256)
+  failures: dict[str, str] = {}
+  if of_pictures:
+    with stream.Progress(len(of_pictures)) as progress:
+      fuse_pictures(model, of_pictures, options, model_sha256, progress)
+    failures |= progress.failures
   if volumes:
     from dmfnet_jax.fusing.volumes import fuse_volumes  # its libraries take half a second
 
@@ -199,12 +203,24 @@ def _check_model(model: Any, options: FuseOptions, sources: int) -> None:
     model.check_emphasis(options.emphasis)
 
 
-def _fuse_pictures(
-  model: Any, pairs: Mapping[str, Pair], options: FuseOptions, model_sha256: str
-) -> dict[str, str]:
-  """Fuses pairs of pictures, by their stems; returns why those failed that did."""
-  if not pairs:
-    return {}
+def fuse_pictures(
+  model: Any,
+  pairs: Mapping[str, Pair],
+  options: FuseOptions,
+  model_sha256: str,
+  progress: Any,
+  tell: Callable[[str], None] = say,
+) -> None:
+  """Fuses pairs of pictures, into folders that exist.
+
+  Args:
+    model: a `Model` that takes these sources.
+    pairs: by their stems.
+    options: how.
+    model_sha256: the model's fingerprint.
+    progress: a `stream.Progress`, or what has its `done` and `fail`: told of each pair.
+    tell: told each remark once.
+  """
 
   def load(pair: Pair) -> LoadedPair:
     return load_pair(pair, options, model_sha256, model)
@@ -227,13 +243,13 @@ def _fuse_pictures(
 
   told: set[str] = set()
   writing: collections.deque[tuple[str, Any]] = collections.deque()
-  with stream.Progress(len(pairs)) as progress, stream.threads() as pool:
+  with stream.threads() as pool:
     batches = stream.read_in_batches(pool, pairs, load, key=size, limit=limit, failed=progress.fail)
     for batch in batches:
       for loaded in batch.values():
         for key, remark in loaded.remarks.items():
           if key not in told:
-            say(remark)
+            tell(remark)
             told.add(key)
       try:
         fused, deviations = _fuse_batch(model, batch, options)
@@ -246,7 +262,6 @@ def _fuse_pictures(
         writing.append((loaded.pair.stem, job))
       finish_writing(2 * len(batch))
     finish_writing(0)
-  return progress.failures
 
 
 def _fuse_batch(

@@ -134,7 +134,7 @@ def read_list(naming: Naming, folders: Sequence[Any] = ()) -> Together:
   pairs: dict[str, tuple[Source, Source]] = {}
   lines: dict[str, int] = {}
   missing: list[str] = []
-  for number, cells in _rows(place):
+  for number, cells in read_rows(place):
     where = f"{place}: line {number}"
     if not (cells["a"] and cells["b"]):
       raise UserError(f"{where}: give the paths of A and of B, with a comma between them")
@@ -229,8 +229,12 @@ def _by_key(
   return chosen
 
 
-def _rows(place: Any) -> Iterator[tuple[int, Mapping[str, str]]]:
-  """The lines of a list that are no heading, by number: its cells "a", "b" and "name"."""
+def read_rows(place: Any) -> Iterator[tuple[int, Mapping[str, str]]]:
+  """The lines of a list that are no heading, by number: its cells "a", "b" and "name".
+
+  Raises:
+    UserError: it cannot be read, or is no text.
+  """
   try:
     lines = paths.read_bytes(place).decode("utf-8-sig").splitlines()
   except UnicodeDecodeError:

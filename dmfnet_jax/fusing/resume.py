@@ -67,7 +67,9 @@ def unfinished(pairs: Sequence[Pair], there: Container[str]) -> list[Pair]:
   ]
 
 
-def compare_or_leave_record(folder: Any, options: FuseOptions, model_sha256: str) -> set[str]:
+def compare_or_leave_record(
+  folder: Any, options: FuseOptions, model_sha256: str, there: set[str] | None = None
+) -> set[str]:
   """Compares a run with the folder's hidden record of how its results are made, or leaves one.
 
   Without `--resume` results are replaced, one after the other: where others than this run's are
@@ -77,6 +79,8 @@ def compare_or_leave_record(folder: Any, options: FuseOptions, model_sha256: str
     folder: where the results go; it exists.
     options: of this run.
     model_sha256: the model's fingerprint.
+    there: the names of the files that are there, where that is known otherwise: a listing takes its
+      time in a folder of millions.
 
   Returns:
     The names of the files that are there.
@@ -88,7 +92,7 @@ def compare_or_leave_record(folder: Any, options: FuseOptions, model_sha256: str
   wanted = _what_results_depend_on(options, model_sha256)
   path = folder / _RECORD
   # First: of several processes that begin at once, none has results before there is a record.
-  there = {path.name for path in paths.list_files(folder)}
+  there = {path.name for path in paths.list_files(folder)} if there is None else there
   if path.exists():
     apart = _differences(path, wanted)
     if apart == []:
