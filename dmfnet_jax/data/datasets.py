@@ -33,5 +33,11 @@ DATASETS = {
   "mni_pairs": Dataset(
     "MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True, kinds=_BRAINS
   ),
+  "mni_triples": Dataset(
+    "MniTriples", "ICBM152 slices with simulated CT and PET, and a fused picture", brings=True
+  ),
   "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
+  "triples_folder": Dataset(
+    "TriplesFolder", "three folders of yours and one of fused pictures to imitate"
+  ),
 }

@@ -8,7 +8,7 @@ was written for random access (this does not). Every builder yields examples
 where a is the luma of the MRI or of the infrared picture, b the other picture (grey ones have three
 equal channels), `name` is unique in its split and `modality` is "CT", "PET", "SPECT",
 "infrared-visible" or "other". Some have further pictures stored as b is, such as masks:
-`paired_folder` those of further folders.
+`paired_folder` those of further folders. In `triples_folder` a is stored as b is.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,17 +148,20 @@ def open_source(name: str, data_dir: str | Path, split: str = "train") -> Prepar
 
 
 def pair_features(further: Sequence[str] = ()):
-  """The feature dict that every builder declares, and further pictures in three channels."""
+  """The features of pairs, and of further pictures in three channels."""
+  return picture_features({"a": 1, "b": 3} | dict.fromkeys(further, 3))
+
+
+def picture_features(channels: Mapping[str, int]):
+  """The feature dict that every builder declares, of pictures with these numbers of channels."""
   import tensorflow_datasets as tfds
 
   return tfds.features.FeaturesDict(
     {
-      "a": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-      "b": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-      "name": tfds.features.Text(),
-      "modality": tfds.features.Text(),
+      name: tfds.features.Image(shape=(None, None, count), encoding_format="png")
+      for name, count in channels.items()
     }
-    | {name: tfds.features.Image(shape=(None, None, 3), encoding_format="png") for name in further}
+    | {"name": tfds.features.Text(), "modality": tfds.features.Text()}
   )
 
 

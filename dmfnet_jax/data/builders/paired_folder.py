@@ -18,6 +18,7 @@ divide them yourself** with the first layout, and keep each patient in one split
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tensorflow_datasets as tfds
 
@@ -26,6 +27,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.pictures import list_images
 
 Pairs = dict[str, tuple[Path, Path]]
+Paths = TypeVar("Paths")
 
 # Names that an example or a batch has for something else.
 _TAKEN = frozenset({"name", "modality", "index", "record", "mask"})
@@ -142,7 +144,7 @@ def find_pairs(manual_dir: Path) -> dict[str, Pairs]:
   return pairs
 
 
-def divide_by_hash(pairs: Pairs) -> dict[str, Pairs]:
+def divide_by_hash(pairs: dict[str, Paths]) -> dict[str, dict[str, Paths]]:
   """Sends about every tenth stem to "validation", and at least one of two or more.
 
   Returns:
