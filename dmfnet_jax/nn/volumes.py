@@ -2,7 +2,8 @@
 
 Its convolutions over three axes are slow there, those in groups most of all. Here a convolution
 whose windows do not overlap is one matrix product, one of few outputs is a product and shifted
-sums, and a depthwise one is shifted multiply-adds. Parameters are float32.
+sums; one in groups is shifted multiply-adds, or of a large kernel a product of spectra. Parameters
+are float32.
 """
 
 import functools
@@ -130,7 +131,8 @@ class NarrowConv(nn.Module):
 def narrow_conv(x: Array, kernel: Array) -> Array:
   """Correlates volumes with a kernel of few outputs; zeros around them, the same size.
 
-  What each tap gives at every voxel is one matrix product; shifted, these are added up.
+  What each tap gives at every voxel is one matrix product for the taps of a plane; shifted, these
+  are added up. Plane by plane: all taps' results would take more memory than the volumes do.
 
   Args:
     x: [B, D, H, W, C].
@@ -140,12 +142,19 @@ def narrow_conv(x: Array, kernel: Array) -> Array:
     [B, D, H, W, few].
   """
   size, features = kernel.shape[0], kernel.shape[-1]
-  taps = _by_taps(kernel)
-  products = jnp.einsum("bdhwc,ctf->tfbdhw", x, taps, precision=matmul_precision(x.dtype))
-  padded = jnp.pad(products, [(0, 0)] * 3 + [(size // 2,) * 2] * 3)
-  windows = _windows(size, x.shape[1:4])
-  total = sum(padded[t, :, :, *window] for t, window in enumerate(windows))
-  return jnp.moveaxis(jnp.asarray(total).reshape(features, *x.shape[:4]), 0, -1)
+  depth, precision = x.shape[1], matmul_precision(x.dtype)
+  margins = (size // 2, size // 2)
+
+  def add_plane(i: Array, total: Array) -> Array:
+    taps = _by_taps(lax.dynamic_index_in_dim(kernel, i, keepdims=False))
+    products = jnp.einsum("bdhwc,ctf->tfbdhw", x, taps, precision=precision)
+    padded = jnp.pad(products, [(0, 0)] * 3 + [margins] * 3)
+    padded = lax.dynamic_slice_in_dim(padded, i, depth, axis=3)
+    windows = _windows(size, 2, x.shape[2:4])
+    return total + sum(padded[t, :, :, :, *window] for t, window in enumerate(windows))
+
+  total = jnp.zeros((features, *x.shape[:4]), x.dtype)
+  return jnp.moveaxis(lax.fori_loop(0, size, add_plane, total), 0, -1)
 
 
 def _narrow_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -156,10 +165,12 @@ def _narrow_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, A
   """What every tap has contributed to is `g`, shifted back."""
   x, kernel = residuals
   size, precision = kernel.shape[0], matmul_precision(x.dtype)
-  padded = jnp.pad(jnp.moveaxis(g, -1, 0), [(0, 0)] * 2 + [(size // 2,) * 2] * 3)
-  windows = reversed(_windows(size, x.shape[1:4]))
+  margins = (size // 2, size // 2)
+  padded = jnp.pad(jnp.moveaxis(g, -1, 0), [(0, 0)] * 2 + [margins] * 3)
+  windows = list(reversed(_windows(size, 3, x.shape[1:4])))
   shifted = jnp.stack([padded[:, :, *window] for window in windows])
-  of_x = jnp.einsum("tfbdhw,ctf->bdhwc", shifted, _by_taps(kernel), precision=precision)
+  taps = _by_taps(kernel)
+  of_x = jnp.einsum("tfbdhw,ctf->bdhwc", shifted, taps, precision=precision)
   of_taps = jnp.einsum("bdhwc,tfbdhw->tcf", x, shifted, precision=precision)
   return of_x, of_taps.reshape(kernel.shape)
 
@@ -168,15 +179,15 @@ narrow_conv.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _by_taps(kernel: Array) -> Array:
-  """[k, k, k, C, F] to [C, k^3, F]."""
-  return jnp.swapaxes(kernel.reshape(-1, *kernel.shape[3:]), 0, 1)
+  """[*k, C, F] to [C, taps, F]."""
+  return jnp.swapaxes(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1)
 
 
-def _windows(size: int, sides: tuple[int, ...]) -> list[tuple[slice, ...]]:
-  """Where in padded volumes of so many voxels the taps of a kernel see them."""
+def _windows(size: int, rank: int, sides: tuple[int, ...]) -> list[tuple[slice, ...]]:
+  """Where along so many axes of padded volumes the taps of a kernel see them."""
   return [
     tuple(slice(i, i + side) for i, side in zip(tap, sides, strict=True))
-    for tap in itertools.product(range(size), repeat=3)
+    for tap in itertools.product(range(size), repeat=rank)
   ]
 
 
@@ -200,18 +211,16 @@ class GroupedConv(nn.Module):
     shape = (self.size,) * 3 + (self.group, features)
     kernel = jnp.asarray(self.param("kernel", torch_kernel, shape))
     bias = self.param("bias", torch_bias(math.prod(shape[:-1])), (features,))
-    x = x.astype(self.dtype)
-    parts = [depthwise_conv(x[..., i :: self.group], kernel[..., i, :]) for i in range(self.group)]
-    y = functools.reduce(jnp.add, parts) + jnp.asarray(bias)[None, None, None, None]
+    y = grouped_conv(x.astype(self.dtype), kernel) + jnp.asarray(bias)[None, None, None, None]
     return y.astype(self.dtype)
 
 
-def depthwise_conv(x: Array, kernel: Array) -> Array:
-  """Correlates each channel of volumes with its own kernel; zeros around them, the same size.
+def grouped_conv(x: Array, kernel: Array) -> Array:
+  """Correlates each group of channels with its own kernel; zeros around them, the same size.
 
   Args:
-    x: [B, D, H, W, C] in any float dtype.
-    kernel: [k, k, k, C] float32, k odd.
+    x: [B, D, H, W, n C] in any float dtype.
+    kernel: [k, k, k, n, C] float32, k odd: output c sees inputs n c .. n c + n - 1.
 
   Returns:
     [B, D, H, W, C] float32.
@@ -219,34 +228,50 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
   Raises:
     ValueError: the shapes do not belong together.
   """
-  side = kernel.shape[0]
-  if x.ndim != 5 or kernel.shape != (side,) * 3 + x.shape[-1:] or side % 2 == 0:
+  side, group = kernel.shape[0], kernel.shape[3]
+  channels = group * kernel.shape[4]
+  if x.ndim != 5 or kernel.shape[:3] != (side,) * 3 or x.shape[-1] != channels or side % 2 == 0:
     raise ValueError(f"volumes of shape {x.shape} and a kernel of shape {kernel.shape} do not fit")
   # Taps that see nothing but zeros, of volumes smaller than the kernel, are left out.
   cut = [min(side // 2, n - 1) for n in x.shape[1:4]]
-  window = tuple(slice(side // 2 - r, side // 2 + r + 1) for r in cut)
-  return _correlate(x, kernel[window])
+  kernel = kernel[tuple(slice(side // 2 - r, side // 2 + r + 1) for r in cut)]
+  x = x.astype(jnp.float32)
+  if side > _MOST_TAPS:
+    return _correlate_by_spectra(x, kernel)
+  parts = [_correlate(x[..., i::group], kernel[..., i, :]) for i in range(group)]
+  return functools.reduce(jnp.add, parts)
+
+
+# From this side on spectra are as fast as shifted sums, and compile in no time.
+_MOST_TAPS = 3
+
+
+def _correlate_by_spectra(x: Array, kernel: Array) -> Array:
+  """`grouped_conv` of [B, D, H, W, n C] with [kd, kh, kw, n, C]: products of Fourier transforms."""
+  batch, *sides, _ = x.shape
+  group, features = kernel.shape[3:]
+  # Beyond the volume as many zeros as its windows see: there what is periodic lands.
+  padded = tuple(n + k - 1 for n, k in zip(sides, kernel.shape, strict=False))
+  axes = (-3, -2, -1)
+  volumes = jnp.moveaxis(x.reshape(batch, *sides, features, group), (-2, -1), (1, 2))
+  kernels = jnp.moveaxis(kernel[::-1, ::-1, ::-1], (4, 3), (0, 1))
+  spectrum = jnp.fft.rfftn(volumes, padded, axes) * jnp.fft.rfftn(kernels, padded, axes)[None]
+  y = jnp.fft.irfftn(jnp.sum(spectrum, axis=2), padded, axes)
+  window = tuple(slice(k // 2, k // 2 + n) for n, k in zip(sides, kernel.shape, strict=False))
+  return jnp.moveaxis(y[:, :, *window], 1, -1)
 
 
 @jax.custom_vjp
 def _correlate(x: Array, kernel: Array) -> Array:
-  """Correlates [B, D, H, W, C] with [kd, kh, kw, C], sides odd: float32, zeros around.
+  """Correlates [B, D, H, W, C] with [kd, kh, kw, C], sides odd; zeros around; float32.
 
-  Planes of the kernel follow one another, the taps of a plane are one fused sum. The gradients are
-  written out, in the same manner: derived ones would be a pass for each tap.
+  All taps are one fused sum. The gradients are written out, in the same manner: derived ones would
+  be a pass for each tap.
   """
-  padded, (_, height, width) = _pad_for(x, kernel.shape), x.shape[1:4]
-  rows, columns = kernel.shape[1:3]
-
-  def add_plane(i: Array, total: Array) -> Array:
-    plane = lax.dynamic_slice_in_dim(padded, i, x.shape[1], axis=1).astype(jnp.float32)
-    weights = lax.dynamic_index_in_dim(kernel, i, keepdims=False)
-    for y, z in itertools.product(range(rows), range(columns)):
-      window = plane[:, :, y : y + height, z : z + width]
-      total = total + window * weights[y, z][None, None, None, None]
-    return total
-
-  return lax.fori_loop(0, kernel.shape[0], add_plane, jnp.zeros(x.shape, jnp.float32))
+  parts = [
+    window * kernel[tap][None, None, None, None] for tap, window in _taps(x, kernel.shape[:3])
+  ]
+  return functools.reduce(jnp.add, parts)
 
 
 def _correlate_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -255,32 +280,26 @@ def _correlate_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 
 def _correlate_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
   x, kernel = residuals
-  of_x = _correlate(g, kernel[::-1, ::-1, ::-1]).astype(x.dtype)
-  padded, shape = _pad_for(x, kernel.shape), kernel.shape
-  depth, height, width = x.shape[1:4]
-  across = shape[2]
-
-  def of_row(row: Array) -> Array:
-    """The gradient of a row of taps, [kw, C]: sums over all voxels, in one pass."""
-    corner = (0, row // shape[1], row % shape[1], 0, 0)
-    size = (x.shape[0], depth, height, width + across - 1, x.shape[-1])
-    lines = lax.dynamic_slice(padded, corner, size).astype(jnp.float32)
-    products = [lines[:, :, :, i : i + width] * g for i in range(across)]
-    zeros = [jnp.zeros((), jnp.float32)] * across
-    # The compiler does not join sums by itself; over lines at first, which it takes in vectors.
-    sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (3,))
-    return jnp.stack([jnp.sum(of_lines, axis=(0, 1, 2)) for of_lines in sums])
-
-  rows = lax.map(of_row, jnp.arange(shape[0] * shape[1], dtype=jnp.int32))
-  return of_x, rows.reshape(shape)
+  of_x = _correlate(g, kernel[::-1, ::-1, ::-1])
+  products = [window * g for _, window in _taps(x, kernel.shape[:3])]
+  zeros = [jnp.zeros((), jnp.float32)] * len(products)
+  # The compiler does not join sums by itself; over lines at first, which it takes in vectors.
+  sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (3,))
+  of_kernel = jnp.stack([jnp.sum(of_lines, axis=(0, 1, 2)) for of_lines in sums])
+  return of_x, of_kernel.reshape(kernel.shape)
 
 
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
-def _pad_for(x: Array, kernel: tuple[int, ...]) -> Array:
-  margins = [(side // 2, side // 2) for side in kernel[:3]]
-  return jnp.pad(x, [(0, 0), *margins, (0, 0)])
+def _taps(x: Array, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], Array]]:
+  """A kernel's taps, and what each sees of volumes with zeros around."""
+  padded = jnp.pad(x, [(0, 0), *((side // 2, side // 2) for side in kernel), (0, 0)])
+  found = []
+  for tap in itertools.product(*map(range, kernel)):
+    window = tuple(slice(i, i + side) for i, side in zip(tap, x.shape[1:4], strict=True))
+    found.append((tap, padded[:, *window]))
+  return found
 
 
 def sample(x: Array, places: Array) -> Array:
