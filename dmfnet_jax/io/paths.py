@@ -102,6 +102,28 @@ def delete(path: PathLike) -> None:
     raise UserError(f"{path}: cannot delete: {reason(error)}") from error
 
 
+def move_folder(source: Any, target: Any) -> None:
+  """Moves a folder or file; in an object store, which renames nothing, by copying each object.
+
+  Raises:
+    OSError: it cannot be done.
+  """
+  if not is_remote(source):
+    source.rename(target)
+    return
+  _copy(source, target)
+  source.rmtree() if source.is_dir() else source.unlink()
+
+
+def _copy(source: Any, target: Any) -> None:
+  if not source.is_dir():
+    source.copy(target, overwrite=True)
+    return
+  target.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    _copy(path, target / path.name)
+
+
 def list_files(folder: PathLike) -> list[Any]:
   """Lists the files of a folder that are not hidden, without its subfolders, sorted by name."""
   try:

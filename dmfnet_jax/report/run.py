@@ -77,9 +77,9 @@ def read_metrics(folder: Any) -> Series:
   Values that were not finite and lines that are damaged are left out.
   """
   series: Series = {}
-  path = folder / "metrics.jsonl"
-  logged = paths.read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
-  for line in logged.splitlines():
+  from dmfnet_jax.weights import workdir  # it loads Orbax
+
+  for line in workdir.read_log(folder):
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       record = json.loads(line)
       step = float(record.pop("step"))

@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError, one_line
+from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import select
 from dmfnet_jax.training import distributed, resumption
 from dmfnet_jax.training.progress import say
@@ -156,7 +157,7 @@ class Checkpointer:
   def _move_to_damaged(self, path: epath.Path, name: str) -> None:
     folder = self._workdir / _DAMAGED
     folder.mkdir(parents=True, exist_ok=True)
-    path.rename(folder / f"{name}_{sum(1 for _ in folder.iterdir())}")
+    paths.move_folder(path, folder / f"{name}_{sum(1 for _ in folder.iterdir())}")
 
   def check(self) -> None:
     """Raises a `UserError` where a save that was under way has failed; does not wait for it."""

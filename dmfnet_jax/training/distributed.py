@@ -172,14 +172,22 @@ class Preemption:
   """What a run was told by signals; see `preemption`.
 
   Attributes:
-    reached: `reached(step)`, to be asked by every process after every step. It is True on all of
-      them after the same step: the one that JAX's preemption sync point has chosen when any of them
-      was told.
+    told: whether this process was, or at a count that all processes share, whether any was.
   """
 
-  def __init__(self, reached: Callable[[int], bool]):
-    self.reached = reached
+  def __init__(self, told: Callable[[int], bool]):
+    self._told = told
+    self._asked = 0
     self._ctrl_c = False
+
+  def reached(self) -> bool:
+    """Whether to save and stop now; every process must ask, as often and at the same places.
+
+    It is True on all of them at the same time of asking: the one that JAX's preemption sync point
+    has chosen when any of them was told.
+    """
+    self._asked += 1
+    return self._told(self._asked)
 
   def by_ctrl_c(self) -> bool:
     """Whether Ctrl-C stopped any of the processes; every process must ask."""
@@ -204,7 +212,7 @@ def preemption() -> Iterator[Preemption]:
     # Only a main thread may listen to signals; JAX does for several processes.
     several = jax.process_count() > 1
     yield Preemption(
-      multihost_utils.reached_preemption_sync_point if several else lambda step: False
+      multihost_utils.reached_preemption_sync_point if several else lambda asked: False
     )
     return
   with contextlib.ExitStack() as handlers:
@@ -212,7 +220,7 @@ def preemption() -> Iterator[Preemption]:
       told = Preemption(multihost_utils.reached_preemption_sync_point)
     else:
       terminated = threading.Event()
-      told = Preemption(lambda step: terminated.is_set())
+      told = Preemption(lambda asked: terminated.is_set())
       before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
       handlers.callback(signal.signal, signal.SIGTERM, before)
     at_ctrl_c = signal.getsignal(signal.SIGINT)

@@ -138,7 +138,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       profiler.after(step, metrics)
 
       # The last step ends the run anyway, and with its evaluation.
-      stop = preempted.reached(step) and step < config.num_train_steps
+      stop = preempted.reached() and step < config.num_train_steps
       save = due(config.checkpoint_every_steps, step) or stop
       # A machine that is being taken away has no time left for more than the checkpoint.
       evaluate_now = not stop and (save or due(config.eval_every_steps, step))
@@ -152,9 +152,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         checkpointer.check()
       evaluated = None
       if evaluate_now:
-        evaluated = evaluate(eval_step, state, eval_batches)
-        guard.check_validation(step, evaluated)
-        writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
+        # The last evaluation decides which checkpoint is the model: it is not left out.
+        may_stop = step < config.num_train_steps
+        evaluated = evaluate(
+          eval_step, state, eval_batches, preempted.reached if may_stop else lambda: False
+        )
+        if evaluated is None:
+          stop = save = True
+          sample = False
+          if not log:
+            writer.write_scalars(step, report.summary(step))
+        else:
+          guard.check_validation(step, evaluated)
+          writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
       if not (sample or save):
         continue
       host_state = to_host(state)
@@ -216,10 +226,16 @@ def evaluate(
   eval_step: Callable[..., Mapping[str, Array]],
   state: TrainState,
   batches: Iterable[Mapping[str, np.ndarray]],
-) -> dict[str, float]:
-  """Means of the loss and its terms over all validation pairs, on all processes."""
+  stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+  """Means of the loss and its terms over all validation pairs, on all processes.
+
+  None where `stop`, which is asked before every batch, says so.
+  """
   totals: collections.Counter[str] = collections.Counter()
   for batch in batches:
+    if stop():
+      return None
     sums = eval_step(state, shard(batch, len(state.step.addressable_shards)))
     totals.update({k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()})
   count = totals.pop("count")

@@ -11,8 +11,9 @@ from etils import epath
 
 from dmfnet_jax.io import finite_json, paths
 from dmfnet_jax.training.progress import say
+from dmfnet_jax.weights.workdir import LOG, LOG_PARTS, read_log
 
-# An object store appends nothing: there the whole file is written anew, and not at every line.
+# An object store appends nothing: there lines are collected, and written as one object a minute.
 _REMOTE_SECONDS = 60.0
 
 
@@ -20,21 +21,26 @@ class MetricWriter:
   """Writes scalars and pictures of a run from process 0; other processes write nothing.
 
   Lines of an earlier attempt, after the `first_step` from which the run goes on, are dropped from
-  `metrics.jsonl`, so that it reads like that of an uninterrupted run.
+  `metrics.jsonl`, so that it reads like that of an uninterrupted run. In an object store an attempt
+  adds its lines in parts beside it, and the next one joins them; `weights.workdir.read_log` reads
+  both.
   """
 
   def __init__(self, workdir: epath.Path, first_step: int = 0):
-    self._path = workdir / "metrics.jsonl"
+    self._path = workdir / LOG
     self._remote = paths.is_remote(workdir)
+    self._parts = workdir / LOG_PARTS
+    self._num_parts = 0
     self._waiting: list[str] = []  # lines that are not in the file yet
     self._written = time.monotonic()
     self._tensorboard = None
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    lines = self._path.read_text().splitlines() if self._path.exists() else []
-    kept = [f"{line}\n" for line in lines if _step_of(line) <= first_step]
+    kept = [f"{line}\n" for line in read_log(workdir) if _step_of(line) <= first_step]
     paths.write_bytes(self._path, "".join(kept).encode())
+    if self._parts.is_dir():
+      self._parts.rmtree()
     # clu.metric_writers imports TensorFlow and TensorBoard; training must run without them.
     if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
       from clu import metric_writers
@@ -72,7 +78,12 @@ class MetricWriter:
   def _write_waiting(self) -> None:
     lines = "\n".join(self._waiting)
     self._waiting.clear()  # first: what has no room now is not tried again at the end
-    append_line(self._path, lines)
+    if self._remote:
+      paths.make_folder(self._parts)
+      paths.write_bytes(self._parts / f"{self._num_parts:08d}.jsonl", f"{lines}\n".encode())
+      self._num_parts += 1
+    else:
+      append_line(self._path, lines)
     self._written = time.monotonic()
 
   def close(self) -> None:

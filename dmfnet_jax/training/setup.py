@@ -148,12 +148,12 @@ def _load(
   """Reads the copy of what a config field names, or where there is none itself."""
   copy = workdir.frozen_file(run_folder, field)
   if distributed.all_agree(copy.exists()):
-    return files.read_weights(copy)
+    return workdir.read_together(lambda: files.read_weights(copy), distributed.all_agree)
   if not config[field]:
     raise UserError(f"config.{field} is empty: name a model file")
   path = find.place(config[field])
   if not path.is_dir():
-    return load_params(config[field])
+    return workdir.read_together(lambda: load_params(config[field]), distributed.all_agree)
   best = distributed.values_of_process_0(workdir.best_first(path))
   return workdir.load_trained(path, best, distributed.all_agree)
 
@@ -193,7 +193,8 @@ def begin(setup: Setup, state: TrainState) -> TrainState:
     earlier, _ = workdir.read_first(path, newest, distributed.all_agree)
     params = {**earlier["params"], "stats": earlier.get("stats") or {}}
     return continue_from(state, params, earlier["opt_state"], setup.stage.continued)
-  params, _ = load_params(setup.config.start)
+  load = functools.partial(load_params, setup.config.start)
+  params, _ = workdir.read_together(load, distributed.all_agree)
   return continue_from(state, params, {}, setup.stage.continued)
 
 

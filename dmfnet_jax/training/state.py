@@ -164,10 +164,16 @@ class Optimizers:
       new_params[name] = optax.apply_updates(params[name], updates)
     return new_params, new_state
 
-  def rate(self, step: Array) -> Array:
-    """The first network's learning rate at a step."""
+  def rate(self, opt_state: Mapping[str, optax.OptState]) -> Array:
+    """The first network's learning rate in the step that is taken from these states.
+
+    It follows the steps that the optimizer has counted: those that were skipped are none.
+    """
+    name, schedule = next(iter(self._rates.items()))
+    parts = jax.tree.leaves(opt_state[name], is_leaf=_is_clock)
+    (clock,) = (part for part in parts if _is_clock(part))
     with jax.numpy_dtype_promotion("standard"):
-      return jnp.asarray(next(iter(self._rates.values()))(step), jnp.float32)
+      return jnp.asarray(schedule(clock.count), jnp.float32)
 
 
 def create_train_state(

@@ -77,7 +77,7 @@ def make_train_step(
     metrics = {
       **means,
       "grad_norm": optax.global_norm(grads),
-      "learning_rate": optimizers.rate(state.step),
+      "learning_rate": optimizers.rate(state.opt_state),
     }
     new = {"params": params, "opt_state": opt_state, "stats": stats, "ema_params": ema_params}
     if skip_nonfinite:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from dmfnet_jax import methods
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.io import paths
 from dmfnet_jax.messages import say
 from dmfnet_jax.methods.method import STATS, Params, join
 from dmfnet_jax.weights import files
@@ -24,6 +25,8 @@ from dmfnet_jax.weights import files
 MODEL_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints"
 METRICS = "metrics"  # Orbax's name, of the item and of the file in it
+LOG = "metrics.jsonl"
+LOG_PARTS = "metrics_parts"  # what follows the file in an object store, which appends nothing
 _FROZEN = "frozen_"
 # The name of `start`'s copy in workdirs of the first version.
 _OLD_START = "stage1.safetensors"
@@ -55,6 +58,18 @@ def best_first(workdir: Any) -> list[int]:
   return sorted(losses, key=lambda step: (losses[step], -step))
 
 
+def read_log(workdir: Any) -> list[str]:
+  """The lines of a run's `metrics.jsonl`, and of the parts after it; none where there are none."""
+  files = [workdir / LOG]
+  if (parts := workdir / LOG_PARTS).is_dir():
+    files += sorted(parts.iterdir(), key=lambda path: path.name)
+  lines: list[str] = []
+  for path in files:
+    if path.exists():
+      lines += paths.read_bytes(path).decode("utf-8", "replace").splitlines()
+  return list(dict.fromkeys(lines))  # a run that was killed while it joined parts left some twice
+
+
 def read_metrics(checkpoint: Any) -> dict[str, float] | None:
   """The validation means that were saved with a checkpoint; None where it was not evaluated.
 
@@ -84,9 +99,27 @@ def load_trained(
   """
   state, config = read_first(workdir, best_first(workdir) if steps is None else steps, agree)
   trained = {**(state.get("ema_params") or state["params"]), STATS: state.get("stats") or {}}
-  kept = read_frozen(workdir).values()
+  kept = read_together(lambda: read_frozen(workdir), agree).values()
   params = join(*(networks for networks, _ in kept), trained)
   return params, model_config(config, *(sections for _, sections in kept))
+
+
+def read_together(read: Callable[[], Any], agree: Callable[[bool], bool]) -> Any:
+  """What `read` returns; raises on all processes that read together where one of them cannot.
+
+  Without it that one would leave the others waiting at their next common step.
+
+  Raises:
+    UserError: this process's own, or that another one has one.
+  """
+  error, found = None, None
+  try:
+    found = read()
+  except UserError as reason:
+    error = reason
+  if not agree(error is None):
+    raise error or UserError("another process cannot read what this run begins from: see its line")
+  return found
 
 
 def read_first(

@@ -412,3 +412,17 @@ def test_float_range_and_back():
   np.testing.assert_allclose(values, levels / 255 * 2 - 1, atol=1e-7)
   np.testing.assert_array_equal(pictures.from_float(values), levels)
   np.testing.assert_array_equal(pictures.from_float(np.array([-7.0, 7.0, 0.0])), [0, 255, 128])
+
+
+def test_a_folder_is_moved_where_nothing_can_be_renamed(tmp_path, monkeypatch):
+  monkeypatch.setattr(paths, "is_remote", lambda path: True)
+  monkeypatch.setattr(epath.Path, "rename", None)
+  source, target = epath.Path(tmp_path) / "5", epath.Path(tmp_path) / "damaged" / "5_0"
+  (source / "state" / "d").mkdir(parents=True)
+  (source / "state" / "d" / "part").write_bytes(b"1")
+  (source / "manifest").write_bytes(b"2")
+  paths.move_folder(source, target)
+  assert not source.exists()
+  assert (target / "state" / "d" / "part").read_bytes() == b"1"
+  paths.move_folder(target / "manifest", target / "other")
+  assert [path.name for path in sorted(target.iterdir())] == ["other", "state"]

@@ -10,7 +10,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.checkpoint import Checkpointer
 from dmfnet_jax.training.state import Optimizers, create_train_state
 from dmfnet_jax.weights.files import save_weights
-from dmfnet_jax.weights.workdir import load_trained
+from dmfnet_jax.weights.workdir import load_trained, read_together
 
 
 def make_state(step, *, ema=False, network="unet"):
@@ -98,3 +98,22 @@ def test_an_empty_workdir_has_nothing(tmp_path):
   checkpointer.close()
   with pytest.raises(UserError, match="no checkpoint in"):
     load_trained(epath.Path(tmp_path))
+
+
+def test_what_one_process_cannot_read_ends_all():
+  """Each asks whether all could, also the one that could not."""
+  asked = []
+
+  def agree(yes, answer):
+    asked.append(yes)
+    return answer
+
+  def fail():
+    raise UserError("no such file")
+
+  assert read_together(lambda: 3, lambda yes: agree(yes, True)) == 3
+  with pytest.raises(UserError, match="another process cannot"):
+    read_together(lambda: 3, lambda yes: agree(yes, False))
+  with pytest.raises(UserError, match="no such file"):
+    read_together(fail, lambda yes: agree(yes, yes))
+  assert asked == [True, True, False]

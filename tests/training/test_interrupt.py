@@ -22,9 +22,9 @@ def terminal():
 def test_the_second_ctrl_c_ends_at_once(terminal, capfd):
   terminated = signal.getsignal(signal.SIGTERM)
   with preemption() as told:
-    assert not told.reached(1)
+    assert not told.reached()
     signal.raise_signal(signal.SIGINT)
-    assert told.reached(2)
+    assert told.reached()
     assert told.by_ctrl_c()
     assert "Ctrl-C again ends at once" in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
@@ -36,7 +36,7 @@ def test_the_second_ctrl_c_ends_at_once(terminal, capfd):
 def test_sigterm_is_no_ctrl_c(terminal):
   with preemption() as told:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert told.reached(1)
+    assert told.reached()
     assert not told.by_ctrl_c()
 
 
@@ -44,7 +44,7 @@ def test_a_background_job_goes_on_ignoring_it(terminal):
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with preemption() as told:
     signal.raise_signal(signal.SIGINT)
-    assert not told.reached(1)
+    assert not told.reached()
   assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -53,7 +53,7 @@ def test_other_threads_listen_to_no_signals(terminal):
 
   def train():
     with preemption() as told:
-      answers.append(told.reached(1))
+      answers.append(told.reached())
 
   thread = threading.Thread(target=train)
   thread.start()

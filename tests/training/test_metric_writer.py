@@ -7,8 +7,10 @@ import numpy as np
 from etils import epath
 
 from dmfnet_jax.io import paths
+from dmfnet_jax.report import run as report_run
 from dmfnet_jax.training import metric_writer
 from dmfnet_jax.training.metric_writer import MetricWriter
+from dmfnet_jax.weights.workdir import read_log
 
 
 def read(workdir):
@@ -62,19 +64,38 @@ def test_a_line_is_appended_and_the_rest_left_alone(tmp_path):
   assert [line.get("other") for line in read(tmp_path)] == [None, 1, None]
 
 
-def test_an_object_store_gets_the_whole_file_but_not_at_every_line(tmp_path, monkeypatch):
+def test_an_object_store_gets_parts_that_the_next_attempt_joins(tmp_path, monkeypatch):
+  """What is there is not read, and not written again, while the run goes on."""
   monkeypatch.setattr(paths, "is_remote", lambda path: True)
   writer = write(tmp_path, 1, 2)
-  assert read(tmp_path) == []  # not yet a minute
+  assert steps_of(tmp_path) == []  # not yet a minute
   writer.flush()
-  assert [line["step"] for line in read(tmp_path)] == [1, 2]
+  assert steps_of(tmp_path) == [1, 2]
   monkeypatch.setattr(metric_writer, "_REMOTE_SECONDS", 0.0)
+  monkeypatch.setattr(epath.Path, "read_bytes", None)
   writer.write_scalars(3, {"loss": 1.0})
-  assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
+  monkeypatch.undo()
+  monkeypatch.setattr(paths, "is_remote", lambda path: True)
   writer.close()
+  assert steps_of(tmp_path) == [1, 2, 3]
+  assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+  assert report_run.read_metrics(tmp_path)["loss"] == [(1, 0.5), (2, 1.0), (3, 1.0)]
   resumed = write(tmp_path, 3, first_step=2, loss=7.0)
+  assert [line["loss"] for line in read(tmp_path)] == [0.5, 1.0]
   resumed.close()
-  assert [line["loss"] for line in read(tmp_path)] == [0.5, 1.0, 7.0]
+  assert report_run.read_metrics(tmp_path)["loss"] == [(1, 0.5), (2, 1.0), (3, 7.0)]
+
+
+def steps_of(workdir):
+  return [json.loads(line)["step"] for line in read_log(epath.Path(workdir))]
+
+
+def test_lines_that_a_kill_left_in_both_are_read_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(paths, "is_remote", lambda path: True)
+  write(tmp_path, 1, 2).close()
+  (part,) = (tmp_path / "metrics_parts").iterdir()
+  (tmp_path / "metrics.jsonl").write_bytes(part.read_bytes())
+  assert steps_of(tmp_path) == [1, 2]
 
 
 def test_tensorboard_is_written_where_tensorflow_is(tmp_path):

@@ -329,3 +329,18 @@ def test_a_skipped_step_changes_nothing_but_its_number():
   assert np.isnan(metrics["loss"]).all()
   assert (int(before.step[0]), int(after.step[0])) == (1, 2)
   tiny.assert_same(after.replace(step=before.step), before)
+
+
+def test_the_learning_rate_is_that_of_the_step_that_was_taken():
+  """Adam's first steps on a constant gradient are as long as its rate; a skipped one counts not."""
+  changes = {"optimizer__warmup_steps": 10, "optimizer__weight_decay": 0.0}
+  optimizers = Optimizers(tiny.toy_config(num_train_steps=100, **changes), ["weights"])
+  params = {"weights": {"w": jnp.zeros(1)}}
+  grads = {"weights": {"w": jnp.ones(1)}}
+  opt_state = optimizers.init(params)
+  for _ in range(3):
+    rate = float(optimizers.rate(opt_state))
+    new, opt_state = optimizers.update(grads, opt_state, params)
+    np.testing.assert_allclose(params["weights"]["w"] - new["weights"]["w"], rate, rtol=1e-4)
+    assert optimizers.rate(opt_state) > rate
+    params = new

@@ -19,7 +19,7 @@ import toy
 from etils import epath
 from test_loop import read_metrics, records_of_step, spoil_step, without_times
 
-from dmfnet_jax.data import builders
+from dmfnet_jax.data import builders, pipeline
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.training.loop import train_and_evaluate
 from dmfnet_jax.weights.workdir import load_trained
@@ -87,6 +87,33 @@ def test_sigterm_and_ctrl_c_save_and_end_well(data_dir, tmp_path, number, num_wo
   load_trained(epath.Path(workdir))
   config = tiny.toy_config(data_dir, **changes | {"num_train_steps": step + 2})
   tiny.assert_same(train_and_evaluate(config, workdir), train_and_evaluate(config, tmp_path / "b"))
+
+
+def test_sigterm_does_not_wait_for_the_end_of_an_evaluation(data_dir, tmp_path, monkeypatch):
+  make, taken = pipeline.make_eval_batches, []
+
+  def batches(*args, **options):
+    whole = list(make(*args, **options))
+
+    class Told:
+      def __iter__(self):
+        for batch in whole:
+          signal.raise_signal(signal.SIGTERM)
+          taken.append(batch)
+          yield batch
+
+    return Told()
+
+  changes = {"eval_batch_size": 1, "eval_every_steps": 1, "checkpoint_every_steps": 0}
+  config = tiny.toy_config(data_dir, num_train_steps=2, **changes)
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, "make_eval_batches", batches)
+    train_and_evaluate(config, tmp_path / "run")
+  assert len(taken) == 1
+  assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1]
+  resumed = train_and_evaluate(config, tmp_path / "run")
+  tiny.assert_same(resumed, train_and_evaluate(config, tmp_path / "straight"))
 
 
 @pytest.fixture(scope="module")
