@@ -146,6 +146,7 @@ def fusion_loss(
   mean_share: float = 0.0,
   gradient_weight: float = 1.0,
   gradient_gain: float = 1.0,
+  gain_half: float = 0.0,
   ssim_weight: float = 0.5,
   lost_weight: float = 0.0,
   lost_margin: float = 0.12,
@@ -164,7 +165,10 @@ def fusion_loss(
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
-    gradient_gain: what the target max(grad A, grad B) is multiplied by.
+    gradient_gain: what the target max(grad A, grad B) is multiplied by: g in the end.
+    gain_half: a gradient G whose factor is half way, (1 + g) / 2; the factor is
+      1 + (g - 1) G / (G + gain_half), so that edges gain and texture stays. A step of the whole
+      range is 8. 0: the factor is g everywhere.
     ssim_weight: weight of 1 - S, `structure_similarity`.
     lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
       it the gradient term buys edges by dark lines through bone and rings around bright spots.
@@ -183,7 +187,11 @@ def fusion_loss(
   if mean_share:
     brightness = (1 - mean_share) * brightness + mean_share * (a + b) / 2
   intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
-  target = gradient_gain * jnp.maximum(sobel_gradient(a), sobel_gradient(b))
+  target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
+  if gain_half:
+    target *= 1 + (gradient_gain - 1) * target / (target + gain_half)
+  else:
+    target = gradient_gain * target
   gradient = jnp.mean(absolute(sobel_gradient(fused) - target), axis=_PER_IMAGE)
   ssim = structure_similarity(fused, a, b)
   loss = intensity_weight * intensity + gradient_weight * gradient + ssim_weight * (1 - ssim)

@@ -242,6 +242,7 @@ def test_the_recipes_are_the_papers():
     "mean_share": 0.0,
     "gradient_weight": 1.0,
     "gradient_gain": 1.0,
+    "gain_half": 0.0,
     "ssim_weight": 0.5,
     "lost_weight": 0.0,
     "lost_margin": 0.12,

@@ -95,7 +95,7 @@ def read_trained_on(path: paths.PathLike) -> tuple[str, ...]:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A model config with the method's defaults for fields that are newer than it.
+  """A model config with the method's defaults for fields, and a stage's sections, newer than it.
 
   Raises:
     UserError: an unknown method.
@@ -103,9 +103,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   method = methods.get(config["method"])
   completed = dict(config)
   for stage in method.stages or (1,):
-    for section, fields in method.defaults(stage).items():
-      if section in config:
-        completed[section] = _filled(fields, config[section])
+    defaults = {k: v for k, v in method.defaults(stage).items() if k in {*config, *method.model}}
+    if defaults.keys() & config.keys():
+      completed |= {k: _filled(fields, config.get(k, {})) for k, fields in defaults.items()}
   return completed
 
 

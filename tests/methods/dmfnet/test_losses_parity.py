@@ -108,3 +108,11 @@ def test_what_a_reader_objects_to_costs_what_it_should():
     losses.sobel_gradient(jnp.asarray(a)).mean() - losses.sobel_gradient(jnp.asarray(b)).mean()
   )
   assert steeper["gradient"] > 0.4 * edges
+  # By hand: of a ramp of gradient 1, everywhere but at the border, 1 + 0.5 * 1 / (1 + 3).
+  ramp = np.tile(np.arange(32, dtype=np.float32)[:, None] / 8 - 2, (1, 1, 32))[..., None]
+  _, terms = losses.fusion_loss(ramp, ramp, ramp, gradient_gain=1.5, gain_half=3.0)
+  inner = 30 * 30 * 0.125
+  border = losses.sobel_gradient(jnp.asarray(ramp))
+  border = border.at[:, 1:-1, 1:-1].set(0)
+  at_border = jnp.sum(0.5 * border**2 / (border + 3))
+  np.testing.assert_allclose(terms["gradient"], (inner + at_border) / 32**2, rtol=1e-4)
