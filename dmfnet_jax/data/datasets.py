@@ -30,11 +30,17 @@ DATASETS = {
     "registered photographs: RoadScene, MSRS, M3FD, LLVIP, TNO or yours",
     kinds=("infrared-visible",),
   ),
+  "mni_contrasts": Dataset(
+    "MniContrasts", "ICBM152 slices with simulated T2 and FLAIR", brings=True
+  ),
   "mni_pairs": Dataset(
     "MniPairs", "ICBM152 slices with simulated CT, PET, SPECT", brings=True, kinds=_BRAINS
   ),
   "mni_triples": Dataset(
     "MniTriples", "ICBM152 slices with simulated CT and PET, and a fused picture", brings=True
+  ),
+  "mri_contrasts": Dataset(
+    "MriContrasts", "T1, T1ce, T2 and FLAIR of MR scans: four folders, or NIfTI as BraTS has them"
   ),
   "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
   "triples_folder": Dataset(

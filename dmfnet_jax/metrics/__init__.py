@@ -14,6 +14,9 @@ No picture gives NaN. Where a definition is 0/0: correlations with a constant pi
 a constant source. PSNR is +inf where F equals both sources, else -inf where F is all black. Lost
 brightness is 0 where nothing is bright, tracer order where there is no tracer or but one value.
 
+The three of `SYNTHESIS_NAMES` compare a picture that was made with the true one, see
+`compare_volumes`.
+
 Float32 is enough because means are taken out before anything is squared, local ones included: on
 real pictures the values are within 1e-5 of float64, relatively.
 """
@@ -42,12 +45,15 @@ from dmfnet_jax.metrics.reader import (
   lost_brightness,
   tracer_order,
 )
+from dmfnet_jax.metrics.synthesis import SYNTHESIS_NAMES, compare_volumes
 
 __all__ = [
   "METRIC_NAMES",
   "MIN_SIDE",
   "READER_NAMES",
+  "SYNTHESIS_NAMES",
   "average_gradient",
+  "compare_volumes",
   "compute_metrics",
   "compute_reader_metrics",
   "correlation",

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import flax.jax_utils
 import jax
@@ -46,8 +47,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   """
   workdir = epath.Path(workdir)
   setup.check_config(config)
-  train_source = builders.open_source(config.dataset, config.data_dir, "train")
-  eval_source = builders.open_source(config.dataset, config.data_dir, "validation")
+  train_source: Any = builders.open_source(config.dataset, config.data_dir, "train")
+  eval_source: Any = builders.open_source(config.dataset, config.data_dir, "validation")
   paths.make_folder(workdir)
 
   run = setup.set_up(config, workdir)

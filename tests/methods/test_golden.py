@@ -17,6 +17,7 @@ FILES = {
   "dfvo": ("dfvo",),
   "ddfm": ("ddfm",),
   "emma": ("emma",),
+  "hinet": ("hinet",),
   "waveae": ("waveae",),
 }
 CHECKS = [(name, file) for name, files in FILES.items() for file in files]

@@ -8,7 +8,8 @@ was written for random access (this does not). Every builder yields examples
 where a is the luma of the MRI or of the infrared picture, b the other picture (grey ones have three
 equal channels), `name` is unique in its split and `modality` is "CT", "PET", "SPECT",
 "infrared-visible" or "other". Some have further pictures stored as b is, such as masks:
-`paired_folder` those of further folders. In `triples_folder` a is stored as b is.
+`paired_folder` those of further folders. In `triples_folder` a is stored as b is. The datasets of
+MR contrasts have in place of a and b a field of each contrast, stored as a is.
 """
 
 import contextlib
