@@ -13,6 +13,7 @@ TensorFlow is not imported.
 """
 
 import functools
+import itertools
 import signal
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from dmfnet_jax.data import mixture
 from dmfnet_jax.data.examples import (
   PAIR,
   DecodedPairs,
@@ -57,7 +59,7 @@ def make_train_dataset(
   """Makes this process's endless iterator over training batches.
 
   Args:
-    source: The examples.
+    source: The examples. Those of a `Mixture` come in its shares, epoch by epoch of each dataset.
     crop_size: Height and width of the random crop, the same window in both pictures; a picture that
       is smaller is first reflect-padded.
     batch_size: Examples in a *global* batch; a multiple of `process_count`.
@@ -78,7 +80,8 @@ def make_train_dataset(
     UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
-  check_fields(source, fields)
+  for part in mixture.parts(source).values():
+    check_fields(part, fields)
   if num_workers < 0:
     raise UserError(f"num_workers must not be negative, but is {num_workers}")
   if not 0 <= seed < 2**32:
@@ -87,7 +90,14 @@ def make_train_dataset(
     training_example, seed=seed, batch_size=batch_size, crop_size=crop_size, flip=flip
   )
   decoded = DecodedPairs(source, CACHE_BYTES // max(1, num_workers), fields)
-  stream = grain.MapDataset.source(decoded).seed(seed).shuffle().repeat().map_with_index(cut)
+  if isinstance(source, mixture.Mixture):
+    # The same order of datasets in every run of these weights; in each one's own, shuffled epochs.
+    ranges = itertools.pairwise(source.bounds)
+    streams = [grain.MapDataset.range(*r).seed(seed).shuffle().repeat() for r in ranges]
+    records = grain.MapDataset.mix(streams, list(source.weights.values()))
+    stream = records.map(decoded.__getitem__).map_with_index(cut)
+  else:
+    stream = grain.MapDataset.source(decoded).seed(seed).shuffle().repeat().map_with_index(cut)
   batches = stream[process_index::process_count].batch(
     batch_size // process_count, drop_remainder=True
   )

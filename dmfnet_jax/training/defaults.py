@@ -9,7 +9,7 @@ def run_defaults() -> dict[str, Any]:
     # Where a later stage begins: an earlier stage's workdir, a model file or a released name.
     "start": "",
     # Data: a builder's name (mni_pairs, harvard_mmif, infrared_visible, paired_folder), and where
-    # `dmfnet data prepare` wrote it; gs:// too.
+    # `dmfnet data prepare` wrote it; gs:// too. Several as "NAME:WEIGHT,NAME:WEIGHT".
     "dataset": "harvard_mmif",
     "data_dir": "data",
     "crop_size": 160,  # training crops, pixels; a multiple of 16

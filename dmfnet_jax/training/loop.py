@@ -3,7 +3,6 @@
 import collections
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import flax.jax_utils
 import jax
@@ -13,9 +12,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.experimental.multihost_utils import sync_global_devices
 
-from dmfnet_jax.data import builders, pipeline
-from dmfnet_jax.data.datasets import DATASETS
-from dmfnet_jax.data.examples import Renamed
+from dmfnet_jax.data import mixture, pipeline
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import paths
 from dmfnet_jax.methods.method import batch_fields
@@ -47,14 +44,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   """
   workdir = epath.Path(workdir)
   setup.check_config(config)
-  train_source: Any = builders.open_source(config.dataset, config.data_dir, "train")
-  eval_source: Any = builders.open_source(config.dataset, config.data_dir, "validation")
+  train_source = mixture.open_source(config.dataset, config.data_dir, "train")
+  eval_source = mixture.open_source(config.dataset, config.data_dir, "validation")
   paths.make_folder(workdir)
 
   run = setup.set_up(config, workdir)
   config = run.config
   if stored := run.stage.stored:
-    train_source, eval_source = (Renamed(x, stored) for x in (train_source, eval_source))
+    train_source, eval_source = (mixture.renamed(x, stored) for x in (train_source, eval_source))
   state = setup.init_state(run)
   count = parameter_overview.count_parameters(state.params)
   say(f"stage {config.stage}: {count:,} parameters to train")
@@ -68,7 +65,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   if first_step >= config.num_train_steps:
     say(f"{workdir} is trained already: step {first_step} of {config.num_train_steps}")
     checkpointer.close()
-    write_model(workdir, DATASETS[config.dataset].kinds)
+    write_model(workdir, mixture.kinds(config.dataset))
     return state
   if first_step:
     say(f"resuming {workdir} at step {first_step}")
@@ -93,12 +90,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   devices = setup.choose_devices(config.batch_size)
   if idle := setup.tell_idle(config.batch_size, devices):
     say(idle)
-  eval_batches = pipeline.make_eval_batches(
-    eval_source,
-    batch_size=-(-config.eval_batch_size // len(devices)) * len(devices),  # rounded up
-    crop_size=config.crop_size,
-    **wanted,
-  )
+  eval_batches = {
+    name: pipeline.make_eval_batches(
+      part,
+      batch_size=-(-config.eval_batch_size // len(devices)) * len(devices),  # rounded up
+      crop_size=config.crop_size,
+      **wanted,
+    )
+    for name, part in mixture.parts(eval_source).items()
+  }
 
   train_step = setup.pmap_train_step(run, devices)
   eval_step = jax.pmap(
@@ -155,15 +155,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
       if evaluate_now:
         # The last evaluation decides which checkpoint is the model: it is not left out.
         may_stop = step < config.num_train_steps
-        evaluated = evaluate(
-          eval_step, state, eval_batches, preempted.reached if may_stop else lambda: False
-        )
-        if evaluated is None:
+        ask = preempted.reached if may_stop else lambda: False
+        by_part = evaluate(eval_step, state, eval_batches, ask)
+        if by_part is None:
           stop = save = True
           sample = False
           if not log:
             writer.write_scalars(step, report.summary(step))
         else:
+          evaluated = mixture.mean(by_part, eval_source)
           guard.check_validation(step, evaluated)
           writer.write_scalars(step, {f"validation/{k}": v for k, v in evaluated.items()})
       if not (sample or save):
@@ -181,7 +181,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
         say(f"told to stop: saved step {step}; the same command goes on from there")
         break
   if step == config.num_train_steps:
-    write_model(workdir, DATASETS[config.dataset].kinds)
+    write_model(workdir, mixture.kinds(config.dataset))
   elif preempted.by_ctrl_c():
     raise KeyboardInterrupt  # what was to come after the training must not
   return to_host(state)
@@ -226,18 +226,22 @@ def shard(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray
 def evaluate(
   eval_step: Callable[..., Mapping[str, Array]],
   state: TrainState,
-  batches: Iterable[Mapping[str, np.ndarray]],
+  batches: Mapping[str, Iterable[Mapping[str, np.ndarray]]],
   stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-  """Means of the loss and its terms over all validation pairs, on all processes.
+) -> dict[str, dict[str, float]] | None:
+  """Means of the loss and its terms over each dataset's validation pairs, on all processes.
 
   None where `stop`, which is asked before every batch, says so.
   """
-  totals: collections.Counter[str] = collections.Counter()
-  for batch in batches:
-    if stop():
-      return None
-    sums = eval_step(state, shard(batch, len(state.step.addressable_shards)))
-    totals.update({k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()})
-  count = totals.pop("count")
-  return {name: total / count for name, total in totals.items()}
+  means = {}
+  for dataset, its_batches in batches.items():
+    totals: collections.Counter[str] = collections.Counter()
+    for batch in its_batches:
+      if stop():
+        return None
+      sums = eval_step(state, shard(batch, len(state.step.addressable_shards)))
+      here = {k: float(np.asarray(v.addressable_shards[0].data)[0]) for k, v in sums.items()}
+      totals.update(here)
+    count = totals.pop("count")
+    means[dataset] = {name: total / count for name, total in totals.items()}
+  return means

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dmfnet_jax.data import pipeline
+from dmfnet_jax.data import mixture, pipeline
 from dmfnet_jax.data.examples import DecodedPairs
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.color import rgb_to_luma
@@ -304,3 +304,69 @@ def test_evaluation_of_different_sizes_needs_a_crop():
     pipeline.make_eval_batches(source, batch_size=2, crop_size=20)
   with pytest.raises(UserError, match="smaller than 16 x 16"):
     list(pipeline.make_eval_batches(make_source(1, 32, 12), batch_size=1))
+
+
+def make_mixture(counts, weights):
+  sources = {f"set{i}": make_source(count, seed=i) for i, count in enumerate(counts)}
+  return mixture.Mixture(sources, dict(zip(sources, weights, strict=True)))
+
+
+def test_a_mixture_has_each_dataset_in_its_share_and_all_its_examples():
+  source = make_mixture((5, 3), (0.75, 0.25))
+  assert [bytes(x["name"]) for x in source][4:7] == [b"pair4", b"pair0", b"pair1"]
+  records = np.concatenate([batch["record"] for batch in take(train(source), 30)])
+  first = records < 5
+  # Of any beginning, not only of the whole.
+  drawn = np.cumsum(first) - 0.75 * np.arange(1, len(first) + 1)
+  assert np.abs(drawn).max() <= 1
+  epochs = records[first].reshape(-1, 5)
+  assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) > 1
+  for record in (0, 7):
+    (found,) = np.flatnonzero(records == record)[:1]
+    batch = take(train(source, flip=False, crop_size=48), found // 4 + 1)[-1]
+    middle = batch["a"][found % 4]
+    picture = to_float(source[record]["a"])
+    assert np.isin(middle, picture).all()
+
+
+def test_a_mixture_does_not_depend_on_processes_and_resumes():
+  source = make_mixture((5, 3), (0.5, 0.5))
+  whole = take(train(source), 6)
+  shares = [take(train(source, process_index=p, process_count=2), 6) for p in range(2)]
+  for batch, *parts in zip(whole, *shares, strict=True):
+    for p, part in enumerate(parts):
+      np.testing.assert_array_equal(batch["a"][p::2], part["a"])
+  begun = train(source)
+  take(begun, 2)
+  resumed = train(source)
+  resumed.set_state(json.loads(json.dumps(begun.get_state())))
+  assert_same(take(resumed, 4), whole[2:])
+  with pytest.raises(UserError, match="cannot resume"):
+    train(make_mixture((5, 3), (0.6, 0.4))).set_state(begun.get_state())
+
+
+def test_a_mixture_is_written_as_names_and_weights():
+  assert mixture.parse("mni_pairs") == {"mni_pairs": 1.0}
+  assert mixture.parse("mni_pairs:3, harvard_mmif:1") == {"mni_pairs": 0.75, "harvard_mmif": 0.25}
+  assert mixture.kinds("mni_pairs:1,infrared_visible:1")[-1] == "infrared-visible"
+  assert mixture.kinds("mni_pairs:1,paired_folder:1") == ()
+  for wrong in ("a:1,b", "a:1,a:2", "a:0,b:1", "a:-1,b:2", "a:inf,b:1", ","):
+    with pytest.raises(UserError, match="NAME:WEIGHT,NAME:WEIGHT"):
+      mixture.parse(wrong)
+
+
+def test_validation_of_a_mixture_is_per_dataset():
+  source = make_mixture((5, 3), (0.75, 0.25))
+  measured = {"set0": {"loss": 1.0, "ssim": 0.5}, "set1": {"loss": 3.0, "ssim": 0.7}}
+  assert mixture.mean(measured, source) == pytest.approx(
+    {
+      "loss": 1.5,
+      "ssim": 0.55,
+      "set0/loss": 1.0,
+      "set0/ssim": 0.5,
+      "set1/loss": 3.0,
+      "set1/ssim": 0.7,
+    }
+  )
+  assert mixture.mean({"": {"loss": 1.0}}, make_source()) == {"loss": 1.0}
