@@ -105,7 +105,7 @@ def match_pairs(
   given = [paths.as_path(path) for path in (a, b) if path is not None]
   others = [paths.as_path(path) for path in further]
   for path in (*given, *others):
-    if not path.exists():
+    if not paths.exists(path):
       raise UserError(f"{path}: no such file or folder")
   if naming.pairs is not None:
     if others:

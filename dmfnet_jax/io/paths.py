@@ -1,10 +1,13 @@
 """Files and folders, here and remote, and the errors of both as one line.
 
-Paths with a scheme (`gs://bucket/x.png`) go through `etils.epath`, all others through `pathlib`.
+Paths with a scheme (`s3://bucket/x.png`) go through `etils.epath`, all others through `pathlib`.
+Behind `gs://` is TensorFlow where it is installed, else gcsfs; behind `s3://` is s3fs.
 What cannot be done raises a UserError that begins with the path, unless a function says otherwise.
 """
 
 import contextlib
+import functools
+import importlib.util
 import os
 import pathlib
 import secrets
@@ -16,6 +19,8 @@ from dmfnet_jax.errors import UserError, one_line
 
 PathLike = str | os.PathLike[str]
 
+_CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # of fsspec
+
 
 def is_remote(path: PathLike) -> bool:
   """Whether a path is in an object store, where files are written whole."""
@@ -23,17 +28,55 @@ def is_remote(path: PathLike) -> bool:
 
 
 def as_path(path: PathLike) -> Any:
-  """Returns a `pathlib.Path`, or an `epath.Path` where the path names a remote place."""
-  if is_remote(path):
-    # Loaded only when asked for: local work needs nothing of it.
-    from etils import epath
+  """Returns a `pathlib.Path`, or an `epath.Path` where the path names a remote place.
 
-    try:
-      return epath.Path(path)
-    except KeyError:
-      scheme = os.fspath(path).partition("://")[0]
-      raise UserError(f"{path}: {scheme}:// is not a place that files can be read from") from None
-  return pathlib.Path(path)
+  Raises:
+    UserError: there is no such kind of place, or what reads it is not installed.
+  """
+  if not is_remote(path):
+    return pathlib.Path(path)
+  # Loaded only when asked for: local work needs nothing of it.
+  from etils import epath
+
+  scheme = os.fspath(path).partition("://")[0]
+  try:
+    remote = epath.Path(path)
+  except KeyError:
+    raise UserError(f"{path}: {scheme}:// is not a place that files can be read from") from None
+  if scheme != "gs":
+    _read_without_tensorflow()
+  client = _CLIENTS.get(scheme, "fsspec")
+  if not _is_installed(client) and not (scheme == "gs" and _is_installed("tensorflow")):
+    raise UserError(f"{path}: {scheme}:// needs {client}: pip install {client}")
+  return remote
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+  return importlib.util.find_spec(module) is not None
+
+
+@functools.cache
+def _read_without_tensorflow() -> None:
+  """Lets epath go past TensorFlow, which it prefers and which has no file system but Google's."""
+  from etils.epath import gpath
+
+  os.environ["EPATH_USE_TF"] = "false"  # for other processes, too
+  gpath._is_tf_installed.cache_clear()
+
+
+def _errors(path: PathLike) -> tuple[type[Exception], ...]:
+  """What may be raised at a path: the client of an object store has errors of its own."""
+  return (Exception,) if is_remote(path) else (OSError,)
+
+
+def exists(path: PathLike) -> bool:
+  """Whether there is such a file or folder."""
+  place = as_path(path)
+  try:
+    return place.exists()
+  except _errors(path) as error:
+    raise UserError(f"{path}: cannot look there: {reason(error)}") from error
 
 
 def make_folder(path: PathLike) -> Any:
@@ -41,31 +84,33 @@ def make_folder(path: PathLike) -> Any:
   folder = as_path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
+  except _errors(path) as error:
     raise UserError(f"{folder}: cannot make this folder: {reason(error)}") from error
   return folder
 
 
 def read_bytes(path: PathLike) -> bytes:
   """Reads a whole file."""
+  place = as_path(path)
   try:
-    return as_path(path).read_bytes()
+    return place.read_bytes()
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
   except IsADirectoryError:
     raise UserError(f"{path}: is a folder, not a file") from None
-  except OSError as error:
+  except _errors(path) as error:
     raise UserError(f"{path}: cannot read: {reason(error)}") from error
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
   """Writes a file that appears whole or not at all, in a folder that exists."""
+  place = as_path(path)
   try:
     if is_remote(path):
-      as_path(path).write_bytes(data)
+      place.write_bytes(data)
     else:
-      write_together([(pathlib.Path(path), data)])
-  except OSError as error:
+      write_together([(place, data)])
+  except _errors(path) as error:
     raise UserError(f"{path}: cannot write: {reason(error)}") from error
 
 
@@ -96,9 +141,10 @@ def write_together(files: Iterable[tuple[Any, bytes]]) -> None:
 
 def delete(path: PathLike) -> None:
   """Deletes a file where there is one."""
+  place = as_path(path)
   try:
-    as_path(path).unlink(missing_ok=True)
-  except OSError as error:
+    place.unlink(missing_ok=True)
+  except _errors(path) as error:
     raise UserError(f"{path}: cannot delete: {reason(error)}") from error
 
 
@@ -126,12 +172,13 @@ def _copy(source: Any, target: Any) -> None:
 
 def list_files(folder: PathLike) -> list[Any]:
   """Lists the files of a folder that are not hidden, without its subfolders, sorted by name."""
+  place = as_path(folder)
   try:
     if is_remote(folder):
-      if not as_path(folder).is_dir():
+      if not place.is_dir():
         raise FileNotFoundError
       # No test of each entry: on an object store that is a request apiece.
-      files = list(as_path(folder).iterdir())
+      files = list(place.iterdir())
     else:
       with os.scandir(folder) as entries:
         files = [pathlib.Path(entry.path) for entry in entries if entry.is_file()]
@@ -141,7 +188,7 @@ def list_files(folder: PathLike) -> list[Any]:
     raise UserError(f"{folder}: no such folder") from None
   except NotADirectoryError:
     raise UserError(f"{folder}: is not a folder") from None
-  except OSError as error:
+  except _errors(folder) as error:
     raise UserError(f"{folder}: cannot list: {reason(error)}") from error
 
 
