@@ -142,6 +142,11 @@ def fuse_pairs(
     UserError: results that are to be kept were made otherwise, or nothing can be written.
   """
   volumes = [pair for pair in pairs if pair.is_volume]
+  if model.method.space == 3 and len(volumes) < len(pairs):
+    picture = next(pair.a for pair in pairs if not pair.is_volume)
+    raise UserError(
+      f"{picture}: is a picture, and {options.model} fuses whole volumes (NIfTI, DICOM)"
+    )
   if volumes and model.method.outputs[0].channels > 1:
     raise UserError(f"{options.model} makes pictures in colour: volumes are fused in grey")
   folder = pairs[0].out.parent
@@ -190,15 +195,16 @@ def _check_model(model: Any, options: FuseOptions, sources: int) -> None:
   """Refuses a model that does not do what is asked for, before it fails for every pair."""
   method = model.method
   takes = ", ".join(field.name for field in method.sources)
-  if method.space != 2:
-    raise UserError(f"{options.model} does not fuse pictures: it takes {takes}")
   if len(method.sources) != sources:
     raise UserError(
       f"{options.model} takes {len(method.sources)} sources ({takes}), and {sources} are given"
     )
   if options.samples is not None and not method.is_random:
     raise UserError(f"{options.model} draws no noise: leave out --samples")
-  model.tile_size(1, 1, options.tile)
+  if method.space == 3:
+    model.block_size((1, 1, 1), options.tile)
+  else:
+    model.tile_size(1, 1, options.tile)
   if options.emphasis is not None:
     model.check_emphasis(options.emphasis)
 

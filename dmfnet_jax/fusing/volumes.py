@@ -1,4 +1,4 @@
-"""Fuses volumes slice by slice: NIfTI files, DICOM files and series.
+"""Fuses volumes slice by slice, or whole: NIfTI files, DICOM files and series.
 
 A and B must lie on one grid (`grids.difference`); otherwise the pair is refused, or B resampled
 onto A's grid where that was asked for. Series that name different frames of reference are refused
@@ -97,8 +97,12 @@ def _fuse_pair(
     colours = f"; colours: {lut}" if lut else ""
     say(f"pair {pair.stem}: windows: {describe_windows(windows, with_above=True)}{colours}")
 
-  size = grids.to_pictures(a.data, a.affine, plane).shape[1:3]
-  tile = model.tile_size(*size, options.tile)
+  if model.method.space == 3:
+    size = a.data.shape[:3]
+    tile = model.block_size(size, options.tile)
+  else:
+    size = grids.to_pictures(a.data, a.affine, plane).shape[1:3]
+    tile = model.tile_size(*size, options.tile)
   if tile is not None:
     say(f"pair {pair.stem}: {tiles.describe(model.method, size, tile)}")
     options = dataclasses.replace(options, tile=tile)

@@ -130,7 +130,7 @@ class Engine:
       padded: the padded size.
       wanted: what the user says; by default `memory.examples_per_device` on each.
     """
-    default = memory.examples_per_device(*padded[-2:]) * len(self._devices)
+    default = memory.examples_per_device(padded) * len(self._devices)
     if math.prod(padded) > tiles.TILE**2 and self._devices[0].platform == "cpu":
       default = min(default, max(self._fit(padded), 1))
     return min(wanted or default, self._limits.get(padded, wanted or default))
@@ -141,11 +141,13 @@ class Engine:
     `tile` says which, see `tiles.choose_side`; a side is padded as pictures are.
     """
     padded, method = self.padded(size), self.config["method"]
-    side = tiles.choose_side(
-      method, self.method.stride(self.config), padded, tile, lambda: self._fit(padded) > 0
-    )
-    side = side and self.padded((side, side))[0]
+    step = self._tile_step()
+    side = tiles.choose_side(method, step, padded, tile, lambda: self._fit(padded) > 0)
+    side = side and max(self.padded((-(-side // step) * step,) * len(size)))
     return side if side and max(padded) > side else None
+
+  def _tile_step(self) -> int:
+    return (self.method.tile_step or self.method.stride)(self.config)
 
   def _fit(self, padded: Size) -> int:
     """How many examples of a padded size fit the memory of a device, by estimate."""
@@ -223,7 +225,7 @@ class Engine:
     padded, side = self.padded(size), self.tile_side(size, tile)
     if side is None:
       return [tiles.Piece(i, source, padded)]
-    parts = tiles.plan(size, side, self.method.stride(self.config))
+    parts = tiles.plan(size, side, self._tile_step())
     return [
       tiles.Piece(i, part.take(source, padded), self.padded(part.full), part) for part in parts
     ]

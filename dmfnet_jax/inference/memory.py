@@ -19,7 +19,7 @@ _MAX_EXAMPLES = 64
 _USABLE_MEMORY = 0.5
 # The estimate of a CPU's programs is of what XLA plans; the pictures come on top.
 _USABLE_HOST_MEMORY = 0.8
-_MEASURED = (256, 256)
+_MEASURED = {2: (256, 256), 3: (64, 64, 64)}  # by the axes of what is fused
 _CGROUPS = Path("/sys/fs/cgroup")
 # By the controller that /proc/self/cgroup names, none in the second version: the limit, the use,
 # and what of it is a cache that is given up.
@@ -29,11 +29,11 @@ _CGROUP_FILES = {
 }
 
 
-def examples_per_device(height: int, width: int) -> int:
+def examples_per_device(size: tuple[int, ...]) -> int:
   """How many examples of a size to take at a time on a device where the user does not say."""
   if jax.default_backend() == "cpu":
     return 1
-  return max(1, min(_MAX_EXAMPLES, _PIXELS_PER_BATCH // (height * width)))
+  return max(1, min(_MAX_EXAMPLES, _PIXELS_PER_BATCH // math.prod(size)))
 
 
 def divisors(number: int) -> list[int]:
@@ -102,7 +102,8 @@ def count_fitting(
   if method.memory is not None:
     needed = method.memory(config, size, 1, 1, jnp.dtype(dtype).itemsize)
   else:
-    needed = measure(_MEASURED) * math.prod(size) // math.prod(_MEASURED)
+    measured = _MEASURED[len(size)]
+    needed = measure(measured) * math.prod(size) // math.prod(measured)
   return usable // max(needed, 1)
 
 

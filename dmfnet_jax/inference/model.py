@@ -53,6 +53,8 @@ class Model:
   ) -> Any:
     """Fuses one example, a batch of them or lists of pictures of any sizes, or two volumes.
 
+    A method for whole volumes takes [D, H, W] in the place of [H, W].
+
     Args:
       *sources: the method's sources in their order, such as A and B: [H, W] or [B, H, W] each, or a
         list of B pictures [H, W]; uint8 or float in [-1, 1]. A last axis of 3 is colour (RGB): the
@@ -61,7 +63,7 @@ class Model:
         are told apart. A float source without any negative value is refused. All of one kind of
         dtype. A path stands for the picture in the file. Or two volumes, nibabel images or
         `io.grids.Volume`s on one grid, of which the axial slices are fused (of a single slice,
-        that one), see `inference.volumes`.
+        that one), or by a method for volumes the whole, see `inference.volumes`.
       seed: noise is drawn from (seed, name), so the same call gives the same picture.
       names: [B] names of the examples (or one string for one); by default a path's stem, as in the
         command, and otherwise "", so a picture is the same alone and in a batch. Of volumes one.
@@ -189,6 +191,16 @@ class Model:
       UserError: the side is too small, or the method has no tiles.
     """
     return self._engine.tile_side((height, width), tile)
+
+  def block_size(self, size: tuple[int, int, int], tile: int | str = "auto") -> int | None:
+    """The side of the blocks in which a volume is fused, or None where it is fused whole.
+
+    As `tile_size`; here "auto" are blocks of 128.
+
+    Raises:
+      UserError: the side is too small, or the method has no tiles.
+    """
+    return self._engine.tile_side(size, tile)
 
   def _warn_of_tiles(self, examples: Sequence[Mapping[str, np.ndarray]]) -> None:
     sizes = {self._engine.size(example) for example in examples}

@@ -24,7 +24,7 @@ from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.methods.method import Field, Method
 
 _CHANNELS = {1: "grey", 2: "grey with alpha", 4: "RGBA"}  # last axes that are no width, as a rule
-_NAMES = {2: "[H, W]", 3: "[B, H, W]", 4: "[B, D, H, W]"}
+_NAMES = {2: "[H, W]", 3: "[D, H, W]"}  # of one example; a batch has a B before
 
 
 class Given(NamedTuple):
@@ -169,7 +169,7 @@ def _check_shapes(
         )
   grey = {x.shape[:-1] if x.ndim == rank + 1 and x.shape[-1] == 3 else x.shape for _, x in shown}
   if len(grey) != 1 or len(shape := grey.pop()) != rank:
-    wanted = " or ".join(_NAMES[n] for n in ((space, space + 1) if is_batch else (space,)))
+    wanted = _NAMES[space] + f" or [B, {_NAMES[space][1:]}" * is_batch
     others = " and ".join(f.name for f, _ in shown[1:])
     got = " and ".join(str(x.shape) for _, x in shown)
     raise UserError(

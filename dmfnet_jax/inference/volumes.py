@@ -1,10 +1,13 @@
-"""Fuses volumes in memory slice by slice; the command does the same with files.
+"""Fuses volumes in memory slice by slice, or whole; the command does the same with files.
 
 A and B lie on one grid (`grids.difference`) and in one frame of reference. Each becomes 8-bit
 slices through its window: the `window` of a `Volume`, such as a DICOM file's, or else the default
 of `io.windows`. The network fuses their luma, and B's chroma goes back where B is coloured. The
 noise of a slice is drawn from (seed, "NAME/plane/index"), so a slice does not depend on the others
 nor on the batch. A slice that is black in both stays black without being fused.
+
+A method for whole volumes gets them as they lie in space: to the right, to the front and upward,
+whatever the order in the file; voxels stay what they are.
 
 The result's values are grey levels 0..255, not the units of A and B. It has A's grid and place.
 """
@@ -51,12 +54,12 @@ def fuse_volumes(
 
   Raises:
     UserError: they are not two volumes on one grid, one of them cannot be fused, or the method does
-      not fuse two pictures.
+      not fuse two.
   """
   fields = model.method.sources
-  if len(fields) != 2 or model.method.space != 2:
+  if len(fields) != 2:
     takes = ", ".join(field.name for field in fields)
-    raise UserError(f"volumes are fused by methods for two pictures; this one takes {takes}")
+    raise UserError(f"volumes are fused by methods for two sources; this one takes {takes}")
   if len(sources) != 2:
     raise UserError(f"give two volumes, A and B, got {len(sources)}")
   a, b = (_to_volume(f.name, x) for f, x in zip(fields, sources, strict=True))
@@ -119,7 +122,7 @@ def fuse_shown(
     grey_a: uint8 [I, J, K].
     shown_b: uint8 [I, J, K], or [I, J, K, 3] in colour.
     affine: of the grid.
-    plane: whose slices are fused, one of `grids.PLANES`.
+    plane: whose slices are fused, one of `grids.PLANES`; no matter where volumes are fused whole.
     name: of the pair, from which the noise is drawn.
     seed: of the noise.
     samples: how many draws, None for one without a deviation.
@@ -135,6 +138,13 @@ def fuse_shown(
   has_colour = shown_b.ndim == 4
   grey_b = by_plane(color.rgb_to_luma, shown_b) if has_colour else shown_b
   a, b = (grids.to_pictures(grey, affine, plane) for grey in (grey_a, grey_b))
+  if model.method.space == 3:
+    straight = (grids.straighten(grey, affine) for grey in (grey_a, grey_b))
+    fused = model.fuse(*straight, names=name, tile=tile)
+    if on_done is not None:
+      on_done(len(a))
+    luma = grids.unstraighten(fused, affine)
+    return luma, by_plane(color.replace_luma, shown_b, luma) if has_colour else None, None
   todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
   fused = np.zeros(a.shape, np.uint8)
   std = None if samples is None else np.zeros(a.shape, np.float32)

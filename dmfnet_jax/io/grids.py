@@ -218,22 +218,32 @@ def find_plane(axis: str | int | None, volume: Volume) -> str:
   return PLANES[int(nibabel.io_orientation(volume.affine)[int(axis), 0])]
 
 
+def straighten(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+  """Turns a volume [I, J, K, ...] so that its axes lead right, to the front and up: a view."""
+  return nibabel.apply_orientation(data, nibabel.io_orientation(affine))
+
+
+def unstraighten(straight: np.ndarray, affine: np.ndarray) -> np.ndarray:
+  """Undoes `straighten`; contiguous."""
+  ras = nibabel.io_orientation(np.eye(4))
+  back = nibabel.orientations.ornt_transform(ras, nibabel.io_orientation(affine))
+  return np.ascontiguousarray(nibabel.apply_orientation(straight, back))
+
+
 def to_pictures(data: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
   """Cuts a volume [I, J, K, ...] into pictures [N, H, W, ...] across one of `PLANES`, a view.
 
   They lie as the module's docstring describes.
   """
-  straight = nibabel.apply_orientation(data, nibabel.io_orientation(affine))
-  stack = np.moveaxis(straight, PLANES.index(plane), 0)  # [N, leftmost world axis, other]
+  # [N, leftmost world axis, other]
+  stack = np.moveaxis(straighten(data, affine), PLANES.index(plane), 0)
   return stack.swapaxes(1, 2)[:, ::-1, ::-1]
 
 
 def from_pictures(pictures: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
   """Undoes `to_pictures`: [N, H, W, ...] to [I, J, K, ...], contiguous."""
   straight = np.moveaxis(pictures[:, ::-1, ::-1].swapaxes(1, 2), 0, PLANES.index(plane))
-  ras = nibabel.io_orientation(np.eye(4))
-  back = nibabel.orientations.ornt_transform(ras, nibabel.io_orientation(affine))
-  return np.ascontiguousarray(nibabel.apply_orientation(straight, back))
+  return unstraighten(straight, affine)
 
 
 def pixel_size(volume: Volume, plane: str) -> tuple[float, float]:

@@ -24,8 +24,8 @@ Images = dict[str, Array]
 STATS = "stats"
 WINDOW = "window"
 """Beside the sources of a tile, where it lies in its picture: int32 [B, 4], first row and column,
-and the height and width to which the whole picture is padded. Noise belongs to the picture:
-`diffusion.window` draws the tile's part of it."""
+and the height and width to which the whole picture is padded; of a block of a volume [B, 6]. Noise
+belongs to the picture: `diffusion.window` draws the tile's part of it."""
 
 
 class Field(NamedTuple):
@@ -183,6 +183,7 @@ class Method:
       "no", where it is not to be had. Noise must be that of a tile's `WINDOW`. None: "no" where
       `fuse` draws noise, and otherwise "close".
     stride: of a model config.
+    tile_step: of a model config, what tiles begin at multiples of; None: the stride.
     parts: how many pieces of the work can be taken one by one where memory is short.
     memory: (config, padded size, examples, parts_per_step, bytes a value) to about the bytes that
       the activations take; None where nobody has measured it.
@@ -208,6 +209,7 @@ class Method:
   exact_size: bool = False
   in_tiles: str | None = None
   stride: Callable[[Config], int] = lambda config: 1
+  tile_step: Callable[[Config], int] | None = None
   parts: Callable[[Config], int] = lambda config: 1
   memory: Callable[[Config, tuple[int, ...], int, int, int], int] | None = None
   check: Callable[[Config], None] = lambda config: None
