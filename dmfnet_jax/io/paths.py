@@ -43,11 +43,10 @@ def as_path(path: PathLike) -> Any:
     remote = epath.Path(path)
   except KeyError:
     raise UserError(f"{path}: {scheme}:// is not a place that files can be read from") from None
-  if scheme != "gs":
-    _read_without_tensorflow()
   client = _CLIENTS.get(scheme, "fsspec")
   if not _is_installed(client) and not (scheme == "gs" and _is_installed("tensorflow")):
     raise UserError(f"{path}: {scheme}:// needs {client}: pip install {client}")
+  _set_up(scheme)
   return remote
 
 
@@ -57,12 +56,20 @@ def _is_installed(module: str) -> bool:
 
 
 @functools.cache
-def _read_without_tensorflow() -> None:
-  """Lets epath go past TensorFlow, which it prefers and which has no file system but Google's."""
-  from etils.epath import gpath
+def _set_up(scheme: str) -> None:
+  """Chooses how epath reaches a kind of store."""
+  if not _is_installed("fsspec"):
+    return  # it is TensorFlow then
+  import fsspec
 
-  os.environ["EPATH_USE_TF"] = "false"  # for other processes, too
-  gpath._is_tf_installed.cache_clear()
+  # Others write there, too: what was listed once is not what is there.
+  fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+  if scheme != "gs":
+    # epath prefers TensorFlow, which has no file system but Google's.
+    from etils.epath import gpath
+
+    os.environ["EPATH_USE_TF"] = "false"  # for other processes, too
+    gpath._is_tf_installed.cache_clear()
 
 
 def _errors(path: PathLike) -> tuple[type[Exception], ...]:

@@ -43,6 +43,11 @@ class MetricWriter:
       self._parts.rmtree()
     # clu.metric_writers imports TensorFlow and TensorBoard; training must run without them.
     if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
+      if self._remote and not str(workdir).startswith("gs://"):
+        say(
+          "metrics go to metrics.jsonl only: TensorFlow writes TensorBoard files here or to gs://"
+        )
+        return
       from clu import metric_writers
 
       self._tensorboard = metric_writers.SummaryWriter(str(workdir))
