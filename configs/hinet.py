@@ -63,7 +63,6 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.eval_every_steps = config.sample_every_steps = 500
   config.checkpoint_every_steps = 250
   config.optimizer.update(decay_after_steps=config.num_train_steps // 4, decay_every_steps=0)
-  config.ema_decay = 0.99
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:

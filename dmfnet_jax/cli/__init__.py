@@ -24,6 +24,7 @@ COMMANDS = (
   "demo",
   "models",
   "fuse",
+  "synthesize",
   "export",
   "evaluate",
   "compare",

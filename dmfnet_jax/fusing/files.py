@@ -60,15 +60,27 @@ def fuse_files(
       another number of sources, a result that would replace a source, results of other options
       where those are to be kept. Nothing has been written then.
   """
+  pairs, options = find_own_pairs(a, b, out, options, further)
+  if not pairs:
+    return 0
+  return 1 if fuse_pairs(load(options, 2 + len(further)), pairs, out, options) else 0
+
+
+def find_own_pairs(
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
+  out: paths.PathLike,
+  options: FuseOptions,
+  further: Sequence[paths.PathLike] = (),
+) -> tuple[list[Pair], FuseOptions]:
+  """This process's part of what `find_pairs` finds."""
   index, count = which_process(options.shard)
   pairs, options = find_pairs(a, b, out, options, further)
   if count > 1:
     mine = pairs[index::count]
     say(f"process {index} of {count}: {len(mine)} of {len(pairs)} pairs")
     pairs = mine
-  if not pairs:
-    return 0
-  return 1 if fuse_pairs(load(options, 2 + len(further)), pairs, out, options) else 0
+  return pairs, options
 
 
 def find_pairs(
@@ -109,8 +121,8 @@ def find_pairs(
   return pairs, options
 
 
-def load(options: FuseOptions, sources: int = 2) -> Any:
-  """Loads the model of the options, to fuse so many sources.
+def load(options: FuseOptions, sources: int = 2, *, synthesis: bool = False) -> Any:
+  """Loads the model of the options, to fuse so many sources, or to make a missing picture of them.
 
   Raises:
     UserError: there is none, or it does not do what is asked for.
@@ -121,7 +133,7 @@ def load(options: FuseOptions, sources: int = 2) -> Any:
   from dmfnet_jax.inference.model import load_model
 
   model = load_model(options.model, compute_dtype=options.precision, on_step=stream.step_bar())
-  _check_model(model, options, sources)
+  _check_model(model, options, sources, synthesis)
   if options.precision == "bfloat16" and jax.default_backend() == "cpu":
     say(
       "warning: bfloat16 is slower than float32 on a CPU here; its fast way is OpenVINO on "
@@ -170,7 +182,8 @@ def fuse_pairs(
     failures |= fuse_volumes(model, volumes, options, model_sha256, familiarity)
   kept = total - len(pairs)
   earlier = f", {kept} of them earlier" if kept else ""
-  say(f"{total - len(failures)} of {total} pairs fused into {out}{earlier}")
+  done = "made" if model.method.is_synthesis else "fused"
+  say(f"{total - len(failures)} of {total} pairs {done} into {out}{earlier}")
   return failures
 
 
@@ -191,9 +204,16 @@ def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
     )
 
 
-def _check_model(model: Any, options: FuseOptions, sources: int) -> None:
+def _check_model(model: Any, options: FuseOptions, sources: int, synthesis: bool) -> None:
   """Refuses a model that does not do what is asked for, before it fails for every pair."""
   method = model.method
+  if method.is_synthesis and not synthesis:
+    raise UserError(
+      f"{options.model} does not fuse: it makes a missing picture of two others: use "
+      f"dmfnet synthesize A B -o OUT --model {options.model}"
+    )
+  if synthesis and not method.is_synthesis:
+    raise UserError(f"{options.model} makes no missing picture: it fuses, as dmfnet fuse does")
   takes = ", ".join(field.name for field in method.sources)
   if len(method.sources) != sources:
     raise UserError(

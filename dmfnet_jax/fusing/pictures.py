@@ -63,6 +63,11 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -
   takes_colour = model.method.sources[0].channels > 1
   if a.ndim == 3 and not color.is_neutral(a) and not takes_colour:
     remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
+  of_b = model.method.sources[1]
+  if b.ndim == 3 and of_b.channels == 1 and not of_b.gives_colour:
+    if not color.is_neutral(b):
+      remarks["colour of B"] = f"warning: {pair.b} is coloured: of B only the luma is used"
+    b = color.to_grey(b)
   overlay = None
   if options.overlay is not None:
     overlay = panels.overlay(a, color.drop_neutral(b), options.overlay, table=options.table)

@@ -74,7 +74,7 @@ def read_slices(pair: Pair, *, tell: Callable[[str], None] = say) -> Slices:
     shown_b = scaling.apply_lut(shown_b, table)
   plane = grids.find_plane(record.get("axis"), a)
   in_a, in_b, in_fused = (
-    grids.to_pictures(data, a.affine, plane) for data in (grey_a, shown_b, _luma(pair.out, fused))
+    grids.to_pictures(data, a.affine, plane) for data in (grey_a, shown_b, luma_of(pair.out, fused))
   )
   filled = choose_filled(in_a, in_b)
   return Slices(
@@ -93,7 +93,7 @@ def _window(record: Mapping[str, Any], letter: str) -> tuple[float, float] | Non
   return None if ends is None else (ends[0], ends[1])
 
 
-def _luma(path: Any, fused: Volume) -> np.ndarray:
+def luma_of(path: Any, fused: Volume) -> np.ndarray:
   """The grey levels of a fused volume, uint8 [I, J, K]."""
   if fused.is_rgb:
     return by_plane(color.rgb_to_luma, fused.data)

@@ -163,7 +163,8 @@ def fuse_shown(
     else:
       fused[chosen], std[chosen] = model.fuse(*pair, **asked, samples=samples)
   luma = grids.from_pictures(fused, affine, plane)
-  rgb = by_plane(color.replace_luma, shown_b, luma) if has_colour else None
+  gives_colour = any(field.gives_colour for field in model.method.sources)
+  rgb = by_plane(color.replace_luma, shown_b, luma) if has_colour and gives_colour else None
   return luma, rgb, None if std is None else grids.from_pictures(std, affine, plane)
 
 

@@ -22,6 +22,8 @@ Params = dict[str, Any]
 Images = dict[str, Array]
 
 STATS = "stats"
+MADE = "made"
+"""The output of a method that makes a picture that is missing, where others' is "fused"."""
 WINDOW = "window"
 """Beside the sources of a tile, where it lies in its picture: int32 [B, 4], first row and column,
 and the height and width to which the whole picture is padded; of a block of a volume [B, 6]. Noise
@@ -219,6 +221,11 @@ class Method:
   extras: Mapping[str, Callable[[Config, Compute], Callable[..., Any]]] = field(
     default_factory=dict
   )
+
+  @property
+  def is_synthesis(self) -> bool:
+    """Whether it makes a picture that is missing, and does not fuse those that there are."""
+    return self.outputs[0].name == MADE
 
 
 def batch_fields(method: Method, stage: Stage) -> tuple[Field, ...]:

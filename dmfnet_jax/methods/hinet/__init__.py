@@ -15,6 +15,7 @@ from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods.hinet import patches, published, stages
 from dmfnet_jax.methods.hinet.networks import INPUTS, STRIDE, build
 from dmfnet_jax.methods.method import (
+  MADE,
   Array,
   Compute,
   Config,
@@ -107,7 +108,7 @@ def fuse(config: Config, compute: Compute) -> Callable[[Params, Images, Array], 
   def apply(params: Params, images: Images, keys: Array) -> Images:
     del keys  # nothing is drawn
     make = of_patches if synthesis["patched"] else of_slices
-    return {"made": make(params, *(images[name] for name in INPUTS))}
+    return {MADE: make(params, *(images[name] for name in INPUTS))}
 
   return apply
 
@@ -127,7 +128,7 @@ METHOD = Method(
   stages={1: stages.training},
   networks=("generator",),
   sources=tuple(map(Field, INPUTS)),
-  outputs=(Field("made"),),
+  outputs=(Field(MADE),),
   fuse=fuse,
   exact_size=True,
   stride=lambda config: 1 if config["synthesis"]["patched"] else STRIDE,
