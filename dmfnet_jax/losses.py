@@ -147,6 +147,7 @@ def fusion_loss(
   gradient_weight: float = 1.0,
   gradient_gain: float = 1.0,
   gain_half: float = 0.0,
+  gradient_floor: float = 0.0,
   ssim_weight: float = 0.5,
   lost_weight: float = 0.0,
   lost_margin: float = 0.12,
@@ -169,6 +170,7 @@ def fusion_loss(
     gain_half: a gradient G whose factor is half way, (1 + g) / 2; the factor is
       1 + (g - 1) G / (G + gain_half), so that edges gain and texture stays. A step of the whole
       range is 8. 0: the factor is g everywhere.
+    gradient_floor: what is taken off max(grad A, grad B) before, down to 0: a camera's noise.
     ssim_weight: weight of 1 - S, `structure_similarity`.
     lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
       it the gradient term buys edges by dark lines through bone and rings around bright spots.
@@ -188,6 +190,8 @@ def fusion_loss(
     brightness = (1 - mean_share) * brightness + mean_share * (a + b) / 2
   intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
   target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
+  if gradient_floor:
+    target = jnp.maximum(target - gradient_floor, 0)
   if gain_half:
     target *= 1 + (gradient_gain - 1) * target / (target + gain_half)
   else:

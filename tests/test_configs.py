@@ -86,7 +86,7 @@ def test_config_can_be_trained(name):
   assert state.step.shape == ()
   assert optimizers.rate(max(1, config.num_train_steps // 2)) > 0
 
-  size = (config.crop_size, config.crop_size)
+  size = (config.crop_size,) * run.method.space
   batch = {
     field.name: jax.ShapeDtypeStruct((2, *size, field.channels), jnp.float32)
     for field in batch_fields(run.method, run.stage)
@@ -154,9 +154,13 @@ def test_every_field_is_commented(module):
     ("cddfuse.py:stage=2,size=paper", 1_188_272),
     ("coconet.py:stage=1,size=paper", 6_845_189 - 55_425),  # less what it never uses
     ("coconet.py:stage=2,size=paper", 6_845_189 - 55_425),
+    ("deform3d.py:stage=1,size=paper", 98_751_290 - 5_502_336),  # less what it never uses
     ("dfvo.py:stage=1,size=paper", 10_105_316 - 147_584),  # less what it never uses
     ("emma.py:stage=1,size=paper", 2 * 39_397_761),
     ("emma.py:stage=2,size=paper", 1_517_657),
+    ("tfsdiff.py:stage=1,size=paper", 97_811_034),
+    ("tfsdiff.py:stage=1,size=paper-16-128", 97_811_034),
+    ("tfsdiff.py:stage=1,size=paper-16-256", 155_337_882),
     ("waveae.py:stage=1,size=paper", 378_961),
   ],
 )
@@ -243,6 +247,7 @@ def test_the_recipes_are_the_papers():
     "gradient_weight": 1.0,
     "gradient_gain": 1.0,
     "gain_half": 0.0,
+    "gradient_floor": 0.0,
     "ssim_weight": 0.5,
     "lost_weight": 0.0,
     "lost_margin": 0.12,

@@ -53,6 +53,7 @@ def defaults(stage: int) -> dict[str, Any]:
       "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
       "gradient_gain": 1.0,  # what the gradient's target is multiplied by
       "gain_half": 0.0,  # the gradient at which half of the gain is reached; 0: all everywhere
+      "gradient_floor": 0.0,  # taken off the gradient's target first, down to 0: noise
       "ssim_weight": 0.5,  # 1 - structure similarity
       "lost_weight": 0.0,  # mean max(0, max(A, B) - F - lost_margin)^2
       "lost_margin": 0.12,  # of the images' range of 2

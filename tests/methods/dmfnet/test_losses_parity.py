@@ -116,3 +116,8 @@ def test_what_a_reader_objects_to_costs_what_it_should():
   border = border.at[:, 1:-1, 1:-1].set(0)
   at_border = jnp.sum(0.5 * border**2 / (border + 3))
   np.testing.assert_allclose(terms["gradient"], (inner + at_border) / 32**2, rtol=1e-4)
+  # The border's gradients are far above the floor.
+  _, terms = losses.fusion_loss(ramp, ramp, ramp, gradient_floor=0.25)
+  np.testing.assert_allclose(
+    terms["gradient"], 0.25 * (np.asarray(border) > 0).sum() / 32**2 + 0.25 * 900 / 32**2, rtol=1e-2
+  )
