@@ -17,6 +17,7 @@ FILES = {
   "dfvo": ("dfvo",),
   "ddfm": ("ddfm",),
   "emma": ("emma",),
+  "tfsdiff": ("tfsdiff",),
   "hinet": ("hinet",),
   "waveae": ("waveae",),
 }
