@@ -16,7 +16,14 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference import emphasis as emphases
 from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.engine import Engine, example_keys
-from dmfnet_jax.inference.sources import are_volumes, coloured_source, finish, gather, to_source
+from dmfnet_jax.inference.sources import (
+  are_volumes,
+  coloured_source,
+  finish,
+  gather,
+  luma,
+  to_source,
+)
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.method import Params, select
 from dmfnet_jax.weights import find, load_params
@@ -144,8 +151,8 @@ class Model:
     fused = [finish(mean, like) for mean, like in zip(means, columns[leading], strict=True)]
     answers: list[Any] = [fused]
     if samples is not None:
-      stacks = [np.stack(luma) for luma in zip(*drawn, strict=True)]
-      answers.append([luma[..., 0].std(0) * 127.5 for luma in stacks])
+      stacks = [np.stack(draws) for draws in zip(*drawn, strict=True)]
+      answers.append([luma(draws).std(0) * 127.5 for draws in stacks])
     if single:
       answers = [answer[0] for answer in answers]
     elif not listed:

@@ -104,7 +104,7 @@ def to_source(field: Field, x: np.ndarray, space: int) -> np.ndarray:
     return x.astype(np.float32)
   is_rgb = x.ndim == space + 1
   if field.channels == 1:
-    x = (_luma(x) if is_rgb else x)[..., None]
+    x = (luma(x) if is_rgb else x)[..., None]
   elif not is_rgb:
     x = np.repeat(x[..., None], field.channels, axis=-1)
   return pictures.to_float(x) if x.dtype == np.uint8 else x.astype(np.float32)
@@ -123,10 +123,13 @@ def finish(fused: np.ndarray, like: np.ndarray) -> np.ndarray:
   if not is_rgb:
     return fused
   # With Cb and Cr kept, a change of luma is the same change of red, green and blue.
-  return np.clip(like + (fused - _luma(like))[..., None], -1, 1).astype(np.float32)
+  return np.clip(like + (fused - luma(like))[..., None], -1, 1).astype(np.float32)
 
 
-def _luma(x: np.ndarray) -> np.ndarray:
+def luma(x: np.ndarray) -> np.ndarray:
+  """The luma [...] of pictures [..., 3], or of those [..., 1] that are one."""
+  if x.shape[-1] == 1:
+    return x[..., 0]
   return color.rgb_to_luma(x) if x.dtype == np.uint8 else x @ np.array(color.WEIGHTS, x.dtype)
 
 
