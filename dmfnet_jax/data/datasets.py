@@ -39,6 +39,9 @@ DATASETS = {
   "mni_triples": Dataset(
     "MniTriples", "ICBM152 slices with simulated CT and PET, and a fused picture", brings=True
   ),
+  "mni_volumes": Dataset(
+    "MniVolumes", "parts of the ICBM152 head with simulated PET", brings=True, kinds=("MRI-PET",)
+  ),
   "mri_contrasts": Dataset(
     "MriContrasts", "T1, T1ce, T2 and FLAIR of MR scans: four folders, or NIfTI as BraTS has them"
   ),

@@ -42,13 +42,21 @@ class Renamed(Sequence):
     return example | {name: example[field] for name, field in self._stored.items()}
 
 
-def check_fields(source: Sequence[dict[str, Any]], fields: Iterable[str]) -> None:
+def check_fields(
+  source: Sequence[dict[str, Any]], fields: Iterable[str], space: int | None = None
+) -> None:
   """Refuses a source whose examples lack a picture.
+
+  Args:
+    source: the examples.
+    fields: the pictures that they must have.
+    space: the axes that these must have besides their channels: 2, or 3 of volumes; None: either.
 
   Raises:
     UserError: they do; it names what there is.
   """
-  pictures = [name for name, value in source[0].items() if np.ndim(value) == 3]
+  first = source[0]
+  pictures = [name for name, value in first.items() if np.ndim(value) in (3, 4)]
   lacking = [name for name in fields if name not in pictures]
   if lacking:
     raise UserError(
@@ -56,12 +64,19 @@ def check_fields(source: Sequence[dict[str, Any]], fields: Iterable[str]) -> Non
       f"needs: it has {', '.join(pictures)}; paired_folder takes it from a folder {lacking[0]}/ "
       f"beside a/ and b/"
     )
+  for name in fields:
+    if space not in (None, found := np.ndim(first[name]) - 1):
+      kinds = {2: "pictures", 3: "volumes"}
+      raise UserError(
+        f"the dataset {getattr(source, 'name', '')} has {kinds[found]}, and this method is for "
+        f"{kinds[space]}"
+      )
 
 
 class DecodedPairs:
   """Random access to the pictures of a builder's examples, their positions and names.
 
-  An example is {field: uint8 [H, W, C], ..., "record": position, "name"}. The first `cache_bytes`
+  An example is {field: uint8 [*space, C], ..., "record": position, "name"}. The first `cache_bytes`
   that were read are kept in memory.
   """
 
@@ -95,7 +110,7 @@ class DecodedPairs:
 
 
 def with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
-  """A picture [H, W, 1 or 3] with one channel, its luma, or with three."""
+  """A picture [*space, 1 or 3] with one channel, its luma, or with three."""
   if picture.shape[-1] == channels:
     return np.ascontiguousarray(picture)
   return rgb_to_luma(picture)[..., None] if channels == 1 else np.repeat(picture, channels, axis=-1)
@@ -114,12 +129,12 @@ def training_example(
   """
   rng = np.random.default_rng((seed, position))
   padded = _pad_to(pair, crop_size)
+  sides = next(iter(padded.values())).shape[:-1]
   # All numbers are drawn whatever the settings and sizes: no choice shifts another.
-  shift, flips = rng.random(2), rng.random(2) < 0.5
-  sides = next(iter(padded.values())).shape[:2]
-  top, left = (int(s * (n - crop_size + 1)) for s, n in zip(shift, sides, strict=True))
-  window = np.s_[top : top + crop_size, left : left + crop_size]
-  axes = tuple(axis for axis in (0, 1) if flip and flips[axis])
+  shift, flips = rng.random(len(sides)), rng.random(len(sides)) < 0.5
+  starts = (int(s * (n - crop_size + 1)) for s, n in zip(shift, sides, strict=True))
+  window = tuple(slice(start, start + crop_size) for start in starts)
+  axes = tuple(axis for axis in range(len(sides)) if flip and flips[axis])
   return {
     **{name: to_float(np.flip(picture[window], axes)) for name, picture in padded.items()},
     "index": np.int32(position % batch_size),
@@ -135,15 +150,15 @@ def eval_example(
   See `pipeline.make_eval_batches` for the options and for what an example holds.
 
   Raises:
-    UserError: The picture is smaller than 16 x 16, or too small to be padded to the crop.
+    UserError: The picture has a side below 16, or is too small to be padded to the crop.
   """
   padded = _pad_to(pair, crop_size or 0)
-  sides = next(iter(padded.values())).shape[:2]
-  height, width = (crop_size or side // 16 * 16 for side in sides)
-  if not (height and width):
-    raise UserError(f"{_describe(pair)} is smaller than 16 x 16")
-  top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
-  window = np.s_[top : top + height, left : left + width]
+  sides = next(iter(padded.values())).shape[:-1]
+  kept = [crop_size or side // 16 * 16 for side in sides]
+  if not all(kept):
+    raise UserError(f"{_describe(pair)} is smaller than {' x '.join(['16'] * len(sides))}")
+  starts = [(side - n) // 2 for side, n in zip(sides, kept, strict=True)]
+  window = tuple(slice(start, start + n) for start, n in zip(starts, kept, strict=True))
   return {
     **{name: to_float(picture[window]) for name, picture in padded.items()},
     "index": np.int32(position % batch_size),
@@ -155,9 +170,9 @@ def eval_example(
 def _pad_to(pair: dict[str, Any], size: int) -> dict[str, np.ndarray]:
   """Reflect-pads an example's pictures, evenly on opposite sides, to at least `size` each way."""
   pictures = {name: x for name, x in pair.items() if isinstance(x, np.ndarray)}
-  shapes = {name: picture.shape[:2] for name, picture in pictures.items()}
+  shapes = {name: picture.shape[:-1] for name, picture in pictures.items()}
   if len(set(shapes.values())) > 1:
-    sizes = ", ".join(f"{name} is {width} x {height}" for name, (height, width) in shapes.items())
+    sizes = ", ".join(f"{name} is {_sides(shape)}" for name, shape in shapes.items())
     raise UserError(f"{_describe(pair)}: its pictures differ in size: {sizes}")
   sides = next(iter(shapes.values()))
   missing = [max(0, size - side) for side in sides]
@@ -170,5 +185,10 @@ def _pad_to(pair: dict[str, Any], size: int) -> dict[str, np.ndarray]:
 
 def _describe(pair: dict[str, Any]) -> str:
   name = pair["name"].decode() if isinstance(pair["name"], bytes) else pair["name"]
-  height, width = next(x for x in pair.values() if isinstance(x, np.ndarray)).shape[:2]
-  return f"example {name or pair['record']} ({width} x {height})"
+  shape = next(x for x in pair.values() if isinstance(x, np.ndarray)).shape[:-1]
+  return f"example {name or pair['record']} ({_sides(shape)})"
+
+
+def _sides(shape: Sequence[int]) -> str:
+  """Width x height of a picture; of a volume its axes in their order."""
+  return " x ".join(map(str, reversed(shape) if len(shape) == 2 else shape))

@@ -6,9 +6,10 @@ is the elements s B .. (s + 1) B - 1, of which process p of P takes p, p + P, ..
 a step sees, and how they are cut, depends on (seed, B, s) alone: not on the number of processes, of
 worker processes or of restarts; and the number of batches drawn is all that a checkpoint needs.
 
-Pictures come out as float32 [b, h, w, C] in [-1, 1]; unless more is asked for, A, the MRI, and B,
-the luma of the other picture. A source is a sequence of {"a": uint8 [H, W, 1], "b": uint8
-[H, W, 3], ...}, such as `open_source` gives; it must be picklable where worker processes are used.
+Pictures come out as float32 [b, h, w, C] in [-1, 1], volumes as [b, d, h, w, C]; unless more is
+asked for, A, the MRI, and B, the luma of the other picture. A source is a sequence of
+{"a": uint8 [H, W, 1], "b": uint8 [H, W, 3], ...}, such as `open_source` gives; it must be picklable
+where worker processes are used.
 TensorFlow is not imported.
 """
 
@@ -55,6 +56,7 @@ def make_train_dataset(
   num_workers: int = 0,
   flip: bool = True,
   fields: Mapping[str, int] = PAIR,
+  space: int = 2,
 ) -> "TrainBatches":
   """Makes this process's endless iterator over training batches.
 
@@ -67,12 +69,14 @@ def make_train_dataset(
     process_index: As `jax.process_index()`.
     process_count: As `jax.process_count()`.
     num_workers: Worker processes that make batches; 0 makes them in threads of this process.
-    flip: Whether to flip left-right and up-down, each with probability 1/2, all pictures alike.
+    flip: Whether to flip along each axis with probability 1/2, all pictures alike.
     fields: The examples' pictures that batches have, by their channels: 1 for the luma, or 3.
+    space: 2, or 3 for volumes, which are cut and flipped along all three axes.
 
   Returns:
     An iterator over dicts with, for b = batch_size / process_count,
-      each field: float32 [b, crop_size, crop_size, channels] in [-1, 1];
+      each field: float32 [b, crop_size, crop_size, channels] in [-1, 1], of volumes with one more
+        axis;
       "index": int32 [b], the examples' positions in the global batch;
       "record": int32 [b], their positions in `source`.
 
@@ -81,7 +85,7 @@ def make_train_dataset(
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
   for part in mixture.parts(source).values():
-    check_fields(part, fields)
+    check_fields(part, fields, space)
   if num_workers < 0:
     raise UserError(f"num_workers must not be negative, but is {num_workers}")
   if not 0 <= seed < 2**32:
@@ -190,6 +194,7 @@ def make_eval_batches(
   process_count: int = 1,
   crop_size: int | None = None,
   fields: Mapping[str, int] = PAIR,
+  space: int = 2,
 ) -> grain.IterDataset:
   """Makes this process's share of one pass over a dataset, in the source's order.
 
@@ -209,7 +214,7 @@ def make_eval_batches(
     UserError: A setting is impossible, the source is empty, or its examples lack a field.
   """
   _check_sizes(source, batch_size, process_index, process_count, crop_size)
-  check_fields(source, fields)
+  check_fields(source, fields, space)
   if crop_size is not None and crop_size % 16:
     raise UserError(f"the crop for evaluation must be a multiple of 16, but is {crop_size}")
   cut = functools.partial(
@@ -223,9 +228,9 @@ def make_eval_batches(
 
 
 def _stack_same_size(examples: Sequence[Batch]) -> Batch:
-  shapes = {next(iter(example.values())).shape[:2] for example in examples}
+  shapes = {next(iter(example.values())).shape[:-1] for example in examples}
   if len(shapes) > 1:
-    sizes = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
+    sizes = ", ".join(" x ".join(map(str, reversed(shape))) for shape in sorted(shapes))
     raise UserError(f"pictures of different sizes ({sizes}) cannot be one batch: give a crop_size")
   return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 

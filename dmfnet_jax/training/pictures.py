@@ -93,6 +93,15 @@ def _shown(picture: np.ndarray) -> np.ndarray:
   return picture if picture.shape[-1] == 3 else picture[..., 0]
 
 
+def _draw_planes(model: Model, example: Any) -> np.ndarray:
+  """Three planes through the middle of volumes, which are fused whole."""
+  a, b = (with_channels(example[name], 1)[..., 0] for name in ("a", "b"))
+  volumes = [a, b, model.fuse(a, b), np.maximum(a, b)]
+  # Upward in the picture is upward in space.
+  middle = [[np.take(x, x.shape[axis] // 2, axis).T[::-1] for x in volumes] for axis in (2, 1, 0)]
+  return panel(middle, column_titles=["A", "B", "fused", "max(A, B)"])
+
+
 def _make_fused_drawing(run: Setup) -> Callable[..., np.ndarray]:
   config = workdir.model_config(run.config.to_dict())
 
@@ -100,6 +109,8 @@ def _make_fused_drawing(run: Setup) -> Callable[..., np.ndarray]:
     params = select(state.eval_params, run.method.networks)
     model = Model(params, config, compute_dtype=run.config.compute_dtype)
     rows = []
+    if run.method.space == 3:
+      return _draw_planes(model, examples[0])
     for example in examples:
       a, b = example["a"][..., 0], example["b"]
       fused = model.fuse(a, b, seed=run.config.seed)

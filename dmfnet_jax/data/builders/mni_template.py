@@ -157,6 +157,17 @@ def tissue_slab(plane: str, index: int, half_depth: int) -> np.ndarray:
   return slab
 
 
+def t1_volume() -> tuple[np.ndarray, float, float]:
+  """The T1 template, uint8 `SHAPE`, and its values that are shown black and white."""
+  template = _template()
+  return template.t1, template.black_level, template.white_level
+
+
+def tissue_volumes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Sharpened fractions of grey and white matter and CSF, float32 `SHAPE`; see `tissue_slab`."""
+  return _tissues()
+
+
 def slice_coordinates(plane: str, index: int) -> np.ndarray:
   """MNI coordinates (x, y, z) in mm of a picture's pixels, float64 [3, 256, 256]."""
   normal = _NORMAL[plane]

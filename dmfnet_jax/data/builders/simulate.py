@@ -146,7 +146,10 @@ def through_plane(slab: np.ndarray, fwhm: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, fwhm: float) -> np.ndarray:
-  """Blurs `[H, W]` in its plane with a Gaussian of `fwhm` mm, the border continued outward."""
+  """Blurs `[H, W]` in its plane, or a volume along all axes, with a Gaussian of `fwhm` mm.
+
+  The border is continued outward.
+  """
   return ndimage.gaussian_filter(image, fwhm / FWHM_PER_SIGMA, mode="nearest")
 
 
@@ -159,11 +162,11 @@ def smooth_noise(
 
 
 def regional_gain(regions: Sequence[Region], coordinates: np.ndarray) -> np.ndarray:
-  """Relative uptake `[H, W]` at MNI coordinates `[3, H, W]` in mm; 1 far from every region."""
+  """Relative uptake `[...]` at MNI coordinates `[3, ...]` in mm; 1 far from every region."""
   mirrored = np.stack([np.abs(coordinates[0]), coordinates[1], coordinates[2]])
   gain = np.ones(coordinates.shape[1:])
   for region in regions:
-    offset = mirrored - np.reshape(region.centre, (3, 1, 1))
+    offset = mirrored - np.reshape(region.centre, (3, *[1] * gain.ndim))
     gain += region.gain * np.exp(-0.5 * (offset**2).sum(axis=0) / region.radius**2)
   return gain
 
@@ -206,6 +209,31 @@ def tracer_image(
   true = activity(tracer, np.stack([through_plane(slab, tracer.fwhm) for slab in tissue]), gain)
   true += tracer.scalp * scalp * (1 + 0.5 * smooth_noise(gain.shape, 6.0, rng))
   # Rounded for the same reason.
+  expected = np.round(np.maximum(blur(true, tracer.system_fwhm), 0) * tracer.counts, 3)
+  return blur(rng.poisson(expected).astype(np.float64), tracer.filter_fwhm) / tracer.counts
+
+
+def tracer_volume(
+  tracer: Tracer, tissue: np.ndarray, coordinates: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """A PET or SPECT study of a volume, voxels of 1 mm; see `tracer_image`, but without the scalp.
+
+  The point spread is the same along all axes. The filter averages over one axis more than in a
+  slice, so that the noise is smaller.
+
+  Args:
+    tracer: The tracer and its scanner.
+    tissue: `[3, X, Y, Z]`, fractions of grey matter, white matter and CSF.
+    coordinates: `[3, X, Y, Z]`, MNI millimetres.
+    rng: Draws the subject's variation and the noise.
+
+  Returns:
+    float64 `[X, Y, Z]`, activity in units of `tracer.grey`, not negative.
+  """
+  gain = regional_gain(tracer.regions, coordinates)
+  gain *= 1 + tracer.variation * smooth_noise(gain.shape, 14.0, rng)
+  true = activity(tracer, tissue, gain)
+  # Rounded as in a slice.
   expected = np.round(np.maximum(blur(true, tracer.system_fwhm), 0) * tracer.counts, 3)
   return blur(rng.poisson(expected).astype(np.float64), tracer.filter_fwhm) / tracer.counts
 
