@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("-o", "--out", metavar="FILE", required=True, help="to write")
   parser.add_argument(
     "--size",
-    metavar="N|HxW",
+    metavar="N|HxW|DxHxW",
     type=_size,
     default=(256, 256),
-    help="of the pictures: a side, or height x width; any (256)",
+    help="of the pictures: a side, or height x width; any (256); of volumes three sides",
   )
   parser.add_argument(
     "--batch",
@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> None:
   )
 
 
-def _size(text: str) -> tuple[int, int]:
-  """Parses a side, or height x width."""
-  sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-  if not sides or 0 in (height_width := (int(sides[1]), int(sides[2] or sides[1]))):
+def _size(text: str) -> tuple[int, ...]:
+  """Parses a side, which stands for all, height x width, or three sides."""
+  if not re.fullmatch(r"\d+(x\d+){0,2}", text) or 0 in (sides := [int(n) for n in text.split("x")]):
     raise argparse.ArgumentTypeError(f"{text!r} is no size: use 256, or 240x320 (height x width)")
-  return height_width
+  return (*sides, *sides)[: max(2, len(sides))]

@@ -27,7 +27,7 @@ def export_model(
   model_spec: str,
   out: paths.PathLike,
   *,
-  size: tuple[int, int] = (256, 256),
+  size: tuple[int, ...] = (256, 256),
   batch: int = 1,
   precision: str = "float32",
   file_format: str = "jax",
@@ -51,14 +51,15 @@ def export_model(
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
     out: the file to write; its folder is made where needed.
-    size: height and width of the pictures, any.
+    size: height and width of the pictures, any; of volumes three sides, or equal ones.
     batch: pairs that go through the networks at a time; N is a multiple of it.
     precision: "float32" or "bfloat16", in which the networks compute.
     file_format: "jax" or "onnx".
     plugins: see `load_model`.
 
   Raises:
-    UserError: an unknown model, the file cannot be written, or what an ONNX program cannot have.
+    UserError: an unknown model, a size of too few or too many sides, the file cannot be written, or
+      what an ONNX program cannot have.
   """
   if file_format == "onnx" and (precision, batch) != ("float32", 1):
     raise UserError(
@@ -66,6 +67,12 @@ def export_model(
       "the runtime for bfloat16 (OpenVINO: INFERENCE_PRECISION_HINT)"
     )
   model = load_model(model_spec, compute_dtype=precision, plugins=plugins)
+  space = model.method.space
+  if len(size) != space and len(set(size)) > 1:
+    given = "x".join(map(str, size))
+    wanted = "x".join(["64"] * space)
+    raise UserError(f"--size {given}: {model_spec} takes {space} sides, such as {wanted}")
+  size = size if len(size) == space else size[:1] * space
   target = paths.as_path(out)
   paths.make_folder(target.parent)
   if file_format == "onnx":
@@ -77,14 +84,14 @@ def export_model(
 
 
 def export_fuse(
-  params: Any, config: dict[str, Any], *, size: tuple[int, int], batch: int, precision: str
+  params: Any, config: dict[str, Any], *, size: tuple[int, ...], batch: int, precision: str
 ) -> jax.export.Exported:
   """Lowers the whole computation, noise and padding included, for `PLATFORMS`.
 
   Args:
     params: the parameters by network.
     config: the model config.
-    size: height and width.
+    size: height and width; of volumes three sides.
     batch: examples at a time.
     precision: the compute dtype.
   """
@@ -111,13 +118,13 @@ def export_fuse(
   return lowered(*inputs, jax.ShapeDtypeStruct((), number), jax.ShapeDtypeStruct((count,), number))
 
 
-def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, int]) -> bytes:
+def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, ...]) -> bytes:
   """Writes the whole computation as an ONNX model of any number of examples.
 
   Args:
     params: the parameters by network.
     config: the model config.
-    size: height and width.
+    size: height and width; of volumes three sides.
 
   Raises:
     UserError: jax2onnx is not installed, or has no counterpart of what the method computes.
@@ -158,7 +165,7 @@ def export_onnx(params: Any, config: dict[str, Any], *, size: tuple[int, int]) -
   return program.SerializeToString()
 
 
-def _shapes(method: Method, size: tuple[int, int]) -> list[tuple[int, ...]]:
+def _shapes(method: Method, size: tuple[int, ...]) -> list[tuple[int, ...]]:
   """The shapes of an example's sources in a program."""
   return [
     (*(() if f.is_vector else size), *((f.channels,) if f.is_vector or f.channels > 1 else ()))
@@ -167,7 +174,7 @@ def _shapes(method: Method, size: tuple[int, int]) -> list[tuple[int, ...]]:
 
 
 def _on_pictures(
-  params: Any, config: dict[str, Any], size: tuple[int, int], compute: Compute
+  params: Any, config: dict[str, Any], size: tuple[int, ...], compute: Compute
 ) -> Callable[[Sequence[jax.Array], jax.Array], jax.Array]:
   """A method's `fuse` of sources as a program takes them, padding and cutting included."""
   method = methods.get(config["method"])

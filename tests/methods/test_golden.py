@@ -14,6 +14,7 @@ FILES = {
   "adafuse": ("adafuse",),
   "cddfuse": ("cddfuse",),
   "coconet": ("coconet",),
+  "deform3d": ("deform3d",),
   "dfvo": ("dfvo",),
   "ddfm": ("ddfm",),
   "emma": ("emma",),
