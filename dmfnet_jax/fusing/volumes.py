@@ -65,7 +65,7 @@ def _fuse_pair(
   model: Any, pair: Pair, a: Volume, b: Volume, options: FuseOptions, model_sha256: str
 ) -> FusedVolume:
   warnings = _check_frames(pair, a, b, options)
-  b, covered = _on_one_grid(a, b, options.resample)
+  b, covered = on_one_grid(a, b, options.resample)
   if covered is not None:
     say(f"pair {pair.stem}: B covers {100 * covered:.3g} % of A's voxels")
   plane = grids.find_plane(options.axis, a)
@@ -80,6 +80,8 @@ def _fuse_pair(
     say(f"warning: {pair.a}: is coloured: only the luma is used")
     grey_a = by_plane(color.rgb_to_luma, grey_a)
   shown_b, window_b = show(pair.b, b, options.windows["b"])
+  if b.is_rgb and not any(field.gives_colour for field in model.method.sources):
+    say(f"warning: {pair.b}: is coloured: only the luma is used")
   lut = None if b.is_rgb else options.volume_lut
   if b.is_rgb and options.lut is not None:
     raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
@@ -168,8 +170,12 @@ def _check_frames(pair: Pair, a: Volume, b: Volume, options: FuseOptions) -> lis
   return [apart]
 
 
-def _on_one_grid(a: Volume, b: Volume, resample: bool) -> tuple[Volume, float | None]:
-  """Returns B on A's grid, and where it was resampled as asked for, how much of A it covers."""
+def on_one_grid(a: Volume, b: Volume, resample: bool) -> tuple[Volume, float | None]:
+  """Returns B on A's grid, and where it was resampled as asked for, how much of A it covers.
+
+  Raises:
+    UserError: they lie on different grids, and `resample` is false.
+  """
   apart = grids.difference(a, b)
   if not apart:
     # Voxel by voxel from here on, also where one of them does not know its place.
