@@ -114,6 +114,7 @@ def test_a_command_that_is_shown_can_be_called(name, command, work, monkeypatch)
     "convert": check_conversion,
     "data": check_dataset,
     "fuse": check_model,
+    "synthesize": check_model,
     "serve": check_model,
     "export": check_model,
   }.get(command[0], lambda *_: None)(args, monkeypatch)
