@@ -92,7 +92,8 @@ def compare_or_leave_record(
   wanted = _what_results_depend_on(options, model_sha256)
   path = folder / _RECORD
   # First: of several processes that begin at once, none has results before there is a record.
-  there = {path.name for path in paths.list_files(folder)} if there is None else there
+  if there is None:
+    there = {path.name for path in paths.list_files(folder, may_be_empty=True)}
   if path.exists():
     apart = _differences(path, wanted)
     if apart == []:

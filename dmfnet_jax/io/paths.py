@@ -177,12 +177,22 @@ def _copy(source: Any, target: Any) -> None:
     _copy(path, target / path.name)
 
 
-def list_files(folder: PathLike) -> list[Any]:
-  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name."""
+def list_files(folder: PathLike, *, may_be_empty: bool = False) -> list[Any]:
+  """Lists the files of a folder that are not hidden, without its subfolders, sorted by name.
+
+  Args:
+    folder: the folder.
+    may_be_empty: in an object store an empty folder is no folder: take none for an empty one.
+
+  Raises:
+    UserError: there is no such folder, or it cannot be listed.
+  """
   place = as_path(folder)
   try:
     if is_remote(folder):
       if not place.is_dir():
+        if may_be_empty:
+          return []
         raise FileNotFoundError
       # No test of each entry: on an object store that is a request apiece.
       files = list(place.iterdir())
