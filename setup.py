@@ -89,6 +89,7 @@ setup(
   ],
   extras_require={
     "data": TENSORFLOW,  # `dmfnet data prepare`
+    "beam": [*TENSORFLOW, "apache-beam>=2.70"],  # the same in several processes, or on a cluster
     "tensorboard": TENSORBOARD,  # a training's TensorBoard files beside metrics.jsonl
     "serve": SERVE,  # `dmfnet serve`
     "hub": ["huggingface_hub>=0.30"],  # models at hf://OWNER/NAME
@@ -103,6 +104,7 @@ setup(
       *TENSORBOARD,
       *SERVE,
       *ONNX,
+      "apache-beam>=2.70",  # volumes are prepared by it in several processes
       "ipykernel>=6.29",  # with nbclient: the notebook of the guides
       "mypy>=1.15",
       "nbclient>=0.10",

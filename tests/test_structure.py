@@ -18,12 +18,12 @@ LEVELS = (
   ("__main__",),
   ("cli",),
   ("demo", "compare"),
-  ("fusing", "report", "serve", "preflight", "training", "plot"),
+  ("fusing", "report", "serve", "preflight", "training", "plot", "data"),
   ("inference",),
   ("weights",),
   ("methods",),
   ("configs",),  # the recipes
-  ("nn", "diffusion", "losses", "metrics", "filters", "io", "interop", "data"),
+  ("nn", "diffusion", "losses", "metrics", "filters", "io", "interop"),
   ("backend", "messages"),
   ("errors", ""),  # "": the package itself: its version
 )

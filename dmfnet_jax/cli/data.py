@@ -25,9 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--manual-dir", metavar="DIR", help=f"where your pictures lie; {brought} needs none"
   )
 
+  prepare.add_argument(
+    "--option",
+    metavar="NAME=VALUE",
+    action="append",
+    default=[],
+    help="of this dataset, such as axis=coronal of paired_volumes; more than one if wanted",
+  )
+  prepare.add_argument(
+    "--workers", metavar="N", type=int, default=1, help="processes, of paired_volumes (%(default)s)"
+  )
+  prepare.add_argument(
+    "--beam-options",
+    metavar="FLAGS",
+    default="",
+    help="Apache Beam's flags in one word, to run on a cluster instead",
+  )
+
 
 def run(args: argparse.Namespace) -> None:
   """Prepares a dataset."""
   from dmfnet_jax.data.builders import prepare
+  from dmfnet_jax.errors import UserError
 
-  prepare(args.name, args.data_dir, args.manual_dir)
+  options = dict(option.partition("=")[::2] for option in args.option)
+  if bad := [option for option in args.option if "=" not in option]:
+    raise UserError(f"--option {bad[0]}: write NAME=VALUE")
+  parallel = {"workers": args.workers, "beam_options": args.beam_options}
+  prepare(args.name, args.data_dir, args.manual_dir, **parallel, **options)

@@ -8,6 +8,9 @@ from typing import Any
 from dmfnet_jax.io import paths, pictures
 from dmfnet_jax.messages import first_of
 
+# DICOM files without a suffix are not told of: there are too many other files of that kind.
+_SUFFIXES = (*pictures.READ_SUFFIXES, ".nii", ".gz", ".mgz", ".mgh", ".hdr", ".img", ".dcm", ".csv")
+
 _RECORD = "source_files.json"  # beside the dataset
 
 
@@ -38,11 +41,11 @@ def describe_changes(dataset: Any, manual_dir: str | Path) -> str:
 
 
 def _sizes(manual_dir: str | Path) -> dict[str, int]:
-  """The bytes of every picture under a folder, by its path from there."""
+  """The bytes of every picture and volume under a folder, by its path from there."""
   found = {}
   for folder, _, names in os.walk(manual_dir, followlinks=True):
     for name in names:
       path = Path(folder) / name
-      if path.suffix.lower() in pictures.READ_SUFFIXES:
+      if path.suffix.lower() in _SUFFIXES:
         found[path.relative_to(manual_dir).as_posix()] = path.stat().st_size
   return found

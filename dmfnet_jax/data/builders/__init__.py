@@ -14,18 +14,21 @@ MR contrasts have in place of a and b a field of each contrast, stored as a is.
 
 import contextlib
 import importlib
+import inspect
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dmfnet_jax.data.datasets import DATASETS
 from dmfnet_jax.data.source_files import describe_changes, leave_record
-from dmfnet_jax.errors import UserError
+from dmfnet_jax.errors import UserError, one_line
 from dmfnet_jax.io.color import to_grey
 from dmfnet_jax.io.pictures import list_images, read_image
 from dmfnet_jax.messages import say
@@ -36,7 +39,15 @@ SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation"}
 """The names of folders, in small letters, that say a split."""
 
 
-def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None, **options):
+def prepare(
+  name: str,
+  data_dir: str | Path,
+  manual_dir: str | Path | None = None,
+  *,
+  workers: int = 1,
+  beam_options: str = "",
+  **options,
+):
   """Writes a dataset under `data_dir/name/VERSION`; prints and returns its splits' lengths.
 
   The files are written into a folder named `incomplete.*`, which is renamed when everything is
@@ -48,13 +59,26 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     name: One of `DATASETS`.
     data_dir: Root of the prepared datasets; made if missing.
     manual_dir: Folder with the user's own pictures, for the builders that need one.
+    workers: Processes of this machine, for the builders that divide their work: by Apache Beam.
+    beam_options: Beam's own flags, such as those of a runner on a cluster, instead of `workers`.
     **options: Arguments of the builder's class.
 
   Raises:
-    UserError: The name is unknown, TensorFlow is missing, or an input is missing or unusable.
+    UserError: The name is unknown, TensorFlow or Beam is missing, there is no such option, or an
+      input is missing or unusable.
   """
   _check_name(name)
   builder_class = getattr(importlib.import_module(f"{__name__}.{name}"), DATASETS[name].builder)
+  offered = getattr(builder_class, "OPTIONS", ())
+  known = offered or inspect.signature(builder_class).parameters
+  if wrong := [option for option in options if option not in known]:
+    raise UserError(f"{name} has no option {wrong[0]!r}; it has {', '.join(offered) or 'none'}")
+  beam = None
+  if workers > 1 or beam_options:
+    if "beam" not in inspect.signature(builder_class).parameters:
+      raise UserError(f"{name} is prepared by one process: --workers and --beam-options do nothing")
+    beam = _beam_options(workers, beam_options)
+    options["beam"] = True
   find_fields = getattr(builder_class, "find_fields", None)
   if find_fields is not None and manual_dir is not None:
     options.setdefault("fields", find_fields(Path(manual_dir)))
@@ -69,7 +93,9 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
   else:
     if manual_dir is not None and not Path(manual_dir).is_dir():
       raise UserError(f"no such folder: {manual_dir}")
-    _write(builder, manual_dir)
+    _write(builder, manual_dir, beam)
+    if hasattr(builder, "after_writing"):
+      builder.after_writing()
     if manual_dir is not None:
       leave_record(builder.data_path, manual_dir)
     print(f"Prepared {name} {builder.version} in {folder}")
@@ -219,7 +245,19 @@ def _check_name(name: str) -> None:
     raise UserError(f"unknown dataset {name!r}; known ones: {', '.join(DATASETS)}")
 
 
-def _write(builder, manual_dir: str | Path | None) -> None:
+def _beam_options(workers: int, flags: str) -> Any:
+  """How Beam runs: by its own flags, or in so many processes here."""
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise UserError(
+      f"several workers need Apache Beam ({error}): pip install 'dmfnet_jax[beam]'"
+    ) from error
+  here = f"--direct_num_workers={workers} --direct_running_mode=multi_processing"
+  return PipelineOptions(shlex.split(flags or here))
+
+
+def _write(builder, manual_dir: str | Path | None, beam: Any = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or its start-up notes fill the screen
   try:
     import tensorflow  # noqa: F401
@@ -229,7 +267,7 @@ def _write(builder, manual_dir: str | Path | None) -> None:
     ) from error
   import tensorflow_datasets as tfds
 
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir, beam_options=beam)
   # TFDS announces its progress on standard output, which is for our own answer. It makes a folder
   # for downloads even where, as here, nothing is downloaded.
   with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as downloads:
@@ -239,6 +277,12 @@ def _write(builder, manual_dir: str | Path | None) -> None:
       )
     except OSError as error:
       raise UserError(f"cannot prepare {builder.name} in {builder.data_dir}: {error}") from error
+    except AssertionError as error:
+      if "No examples were yielded" not in str(error):
+        raise
+      raise UserError(
+        f"{builder.name}: {one_line(error)} All that it would have had was left out."
+      ) from error
 
 
 @contextlib.contextmanager
