@@ -9,7 +9,7 @@ Sizes:
 - paper-16-128: 16 to 128 pixels, as many.
 - paper-16-256: 16 to 256 pixels, 155,337,882 parameters. The published run goes on from 130,000 steps
   of another one at a lower rate; here it begins anew at that rate, unless the workdir has that run.
-- small: halves of the pictures' sides, 1.2 million parameters; an hour on two CPU cores and the
+- small: doubles the sides, 1,595,298 parameters; about an hour on two CPU cores and the
   simulated triples. It samples in 25 steps.
 - tiny: a minute on two cores: to try the program, not to fuse well.
 
