@@ -143,6 +143,7 @@ def fusion_loss(
   *,
   intensity_weight: float = 1.5,
   overlap: float = 0.0,
+  overlap_power: float = 0.0,
   mean_share: float = 0.0,
   gradient_weight: float = 1.0,
   gradient_gain: float = 1.0,
@@ -163,6 +164,8 @@ def fusion_loss(
     overlap: how much of the darker source the target has besides, from black (-1) up and cut at
       white (1): where both sources are bright the fused image is brighter than either, so that
       neither hides the other.
+    overlap_power: p, where the overlap is weighed by the brighter source's brightness from 0 to 1 to
+      the power of p: with 1 it is felt where both are bright, and hardly in a dark brain of a CT.
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
@@ -185,7 +188,10 @@ def fusion_loss(
   check_same_shape(fused, a, b)
   brightness = jnp.maximum(a, b)
   if overlap:
-    brightness = jnp.minimum(brightness + overlap * (jnp.minimum(a, b) + 1), 1)
+    lift = overlap * (jnp.minimum(a, b) + 1)
+    if overlap_power:
+      lift *= ((brightness + 1) / 2) ** overlap_power
+    brightness = jnp.minimum(brightness + lift, 1)
   if mean_share:
     brightness = (1 - mean_share) * brightness + mean_share * (a + b) / 2
   intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)

@@ -243,6 +243,7 @@ def test_the_recipes_are_the_papers():
     "fn": "fusion",
     "intensity_weight": 1.5,
     "overlap": 0.0,
+    "overlap_power": 0.0,
     "mean_share": 0.0,
     "gradient_weight": 1.0,
     "gradient_gain": 1.0,

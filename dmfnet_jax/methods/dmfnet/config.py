@@ -49,6 +49,7 @@ def defaults(stage: int) -> dict[str, Any]:
       "fn": "fusion",  # or a function of yours, "my_module:my_loss": (fused, a, b) to [B], terms
       "intensity_weight": 1.5,  # mean |F - max(A, B)|
       "overlap": 0.0,  # share of the darker source that the intensity's target has besides
+      "overlap_power": 0.0,  # 1: the overlap is weighed by the brighter source's brightness
       "mean_share": 0.0,  # of (A + B) / 2 in the intensity's target; the rest is max(A, B)
       "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
       "gradient_gain": 1.0,  # what the gradient's target is multiplied by

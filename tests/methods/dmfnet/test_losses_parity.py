@@ -79,6 +79,9 @@ def test_overlap_brightens_the_target_where_both_sources_are_bright():
   np.testing.assert_allclose(terms["intensity"], 0.25, rtol=1e-6)
   _, terms = losses.fusion_loss(target, a, b)
   np.testing.assert_allclose(terms["intensity"], [0, 0.1, 0.05], atol=1e-6)
+  # The second one's brightness is a half.
+  _, terms = losses.fusion_loss(target, a, b, overlap=0.1, overlap_power=1)
+  np.testing.assert_allclose(terms["intensity"], [0, 0.05, 0], atol=1e-6)
 
 
 def test_the_mean_is_mixed_into_the_target():
