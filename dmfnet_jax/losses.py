@@ -164,7 +164,7 @@ def fusion_loss(
     overlap: how much of the darker source the target has besides, from black (-1) up and cut at
       white (1): where both sources are bright the fused image is brighter than either, so that
       neither hides the other.
-    overlap_power: p, where the overlap is weighed by the brighter source's brightness from 0 to 1 to
+    overlap_power: p, where the overlap is weighed by the brighter source's brightness, 0 to 1, to
       the power of p: with 1 it is felt where both are bright, and hardly in a dark brain of a CT.
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
