@@ -46,7 +46,34 @@ def commands_of(text):
 
 def test_all_files_are_tested():
   names = {path.name for path in LAUNCH.iterdir() if path.is_file()}
-  assert names == {"local.py", "gke_jobset.yaml", "Dockerfile", *SCRIPTS}
+  others = {"local.py", "ray_fuse.py", "prepare_dataflow.sh", "gke_jobset.yaml", "Dockerfile"}
+  assert names == {*others, *SCRIPTS}
+
+
+def test_the_command_for_dataflow_exists_and_beam_knows_its_flags():
+  script = LAUNCH / "prepare_dataflow.sh"
+  assert "# EDIT" in script.read_text()
+  shown = "import sys; print('\\n'.join(sys.argv[1:]))"
+  printing = f"{sys.executable} -c"
+  text = script.read_text().replace('"${DMFNET:-dmfnet}"', f'{printing} "{shown}"')
+  words = subprocess.run(
+    ["bash", "-c", text, "bash", "--option", "axis=axial"],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.splitlines()
+  args = build_parser().parse_args(words)
+  assert (args.name, args.option) == ("paired_volumes", ["axis=axial"])
+  options = pytest.importorskip(
+    "apache_beam.options.pipeline_options", reason="the extra [beam] is not installed"
+  )
+  given = options.PipelineOptions(shlex.split(args.beam_options))
+  assert given.view_as(options.StandardOptions).runner == "DataflowRunner"
+  assert given.view_as(options.GoogleCloudOptions).temp_location == "gs://my-bucket/tmp"
+  assert given.view_as(options.WorkerOptions).max_num_workers == 100
+  assert "/beam" in given.view_as(options.WorkerOptions).sdk_container_image
+  known = given.get_all_options(drop_default=True)
+  assert len(known) == len(shlex.split(args.beam_options))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
