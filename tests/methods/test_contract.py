@@ -32,6 +32,7 @@ SMALLER = {
   },
   "adafuse": {1: ["network.widths=(4,8)", "network.patch=32", "network.depth=0"]},
   "deform3d": {1: ["crop_size=16"]},
+  "hinet": {1: ["network.width=4", "crop_size=48"]},
   "waveae": {1: ["network.levels=1", "network.convs=1"]},
   "emma": {
     1: ["sensing.width=4", "sensing.levels=2", "crop_size=32"],
