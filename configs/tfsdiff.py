@@ -90,10 +90,10 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   """A minute."""
   small(config)
   config.crop_size = 32
-  config.num_train_steps = 200
-  config.log_every_steps = 20
-  config.eval_every_steps = config.sample_every_steps = config.checkpoint_every_steps = 200
-  config.optimizer.warmup_steps = 20
-  config.ema_decay = 0.95
+  config.num_train_steps = 1_000
+  config.log_every_steps = 50
+  config.eval_every_steps = config.sample_every_steps = config.checkpoint_every_steps = 1_000
+  config.optimizer.update(learning_rate=2e-3, warmup_steps=20)
+  config.ema_decay = 0.98
   config.unet.update(width=16, multipliers=(1, 1, 1, 2))
-  config.sampling.steps = 10
+  config.sampling.steps = 20

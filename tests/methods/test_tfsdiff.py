@@ -13,7 +13,7 @@ from PIL import Image
 from dmfnet_jax.configs import tfsdiff as recipe
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.inference.model import Model
-from dmfnet_jax.interop.torch import to_torch_layout, torch_name
+from dmfnet_jax.interop.torch import to_state_dict, to_torch_layout, torch_name
 from dmfnet_jax.io.pictures import from_float, to_float
 from dmfnet_jax.methods import tfsdiff
 from dmfnet_jax.methods.method import Compute
@@ -25,6 +25,8 @@ from dmfnet_jax.methods.tfsdiff import (
   sampling,
   stages,
 )
+from dmfnet_jax.weights import load_params
+from dmfnet_jax.weights.convert import convert
 
 SIZES = {
   "unet_128_256": ("paper", 97_811_034),
@@ -53,6 +55,35 @@ def test_every_published_parameter_has_its_place(part):
   assert sum(leaf.size for leaf in jax.tree.leaves(made)) == count
   blank = {k.removeprefix("denoise_fn."): np.broadcast_to(0, v) for k, v in expected.items()}
   assert published.unet_of(blank).items() <= unet.items()
+
+
+def test_a_file_becomes_its_parameters(tmp_path):
+  """With the wrapper of several GPUs, and beside buffers of a schedule; fields are set by words."""
+  torch = pytest.importorskip("torch")
+  unet = {"width": 32, "multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
+  network = networks.build(unet)
+  made = jax.eval_shape(lambda: networks.init(jax.random.key(0), network, 3))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), made)
+  state = {
+    f"module.denoise_fn.{name}": torch.tensor(value.copy())
+    for name, value in to_state_dict(params, published.LAYERS).items()
+  }
+  torch.save(state | {"module.betas": torch.zeros(9)}, tmp_path / "gen.pth")
+  few = {"sampling.steps": "7", "sampling.eta": "0", "enlargement.factor": "4"}
+  convert("tfsdiff", {"unet": tmp_path / "gen.pth"}, tmp_path / "x.safetensors", few)
+  found, config = load_params(tmp_path / "x.safetensors")
+  assert jax.tree.all(jax.tree.map(np.array_equal, found, {"unet": params}))
+  assert config["sampling"] == {"steps": 7, "eta": 0.0}
+  assert config["enlargement"]["factor"] == 4
+  assert {k: config["unet"][k] for k in unet} == {
+    **unet,
+    "multipliers": [1, 2],
+    "attention_levels": [1],
+  }
+  with pytest.raises(UserError, match=r"config.sampling.steps=5000 must be in 1\.\.4000"):
+    convert("tfsdiff", {"unet": tmp_path / "gen.pth"}, tmp_path / "y", {"sampling.steps": "5000"})
+  assert not (tmp_path / "y").exists()
 
 
 def test_what_does_not_fit_is_named():
