@@ -57,7 +57,7 @@ def training(config: Any) -> Stage:
     return Loss(value, terms, after[STATS] if context.train else {})
 
   def of_discriminator(params: Params, batch: Images, context: Context) -> Loss:
-    # The same pass as the first update's, which XLA computes once; its statistics are kept there.
+    # The first update's pass once more; its statistics are kept there.
     found, _ = run(params, "generator", context, *(batch[name] for name in INPUTS))
     made = jax.lax.stop_gradient(found["made"])
     of_true, after = run(params, "discriminator", context, batch[TARGET])
