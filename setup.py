@@ -28,6 +28,8 @@ TENSORFLOW = [
 TENSORBOARD = [*TENSORFLOW, "tensorboard>=2.19"]
 SERVE = ["gradio>=6.31"]
 ONNX = ["jax2onnx>=0.17"]
+RAY = ["ray[data]>=2.50,<2.64"]  # 2.64 takes what launch/ray_fuse.py asks of a worker another way
+S3 = ["s3fs>=2025.3"]
 
 setup(
   name="dmfnet_jax",
@@ -93,6 +95,9 @@ setup(
     "tensorboard": TENSORBOARD,  # a training's TensorBoard files beside metrics.jsonl
     "serve": SERVE,  # `dmfnet serve`
     "hub": ["huggingface_hub>=0.30"],  # models at hf://OWNER/NAME
+    "ray": RAY,  # launch/ray_fuse.py
+    "s3": S3,  # s3://
+    "gcs": ["gcsfs>=2025.3"],  # gs:// without TensorFlow
     "onnx": ONNX,  # `dmfnet export --format onnx`
     "torch": ["torch>=2.6"],  # `dmfnet convert`
     "dicom": ["python-gdcm>=3.0"],  # decodes JPEG Lossless and JPEG-LS
@@ -104,8 +109,13 @@ setup(
       *TENSORBOARD,
       *SERVE,
       *ONNX,
+      *RAY,
+      *S3,
+      "flask>=3",
+      "flask-cors>=5",  # with moto[s3]: a server that speaks S3
       "apache-beam>=2.70",  # volumes are prepared by it in several processes
       "ipykernel>=6.29",  # with nbclient: the notebook of the guides
+      "moto[s3]>=5.1",
       "mypy>=1.15",
       "nbclient>=0.10",
       "onnxruntime>=1.22",  # the parity of an exported ONNX program
