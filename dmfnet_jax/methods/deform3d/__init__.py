@@ -10,7 +10,7 @@ from typing import Any
 
 from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods.deform3d import objectives, published, stages
-from dmfnet_jax.methods.deform3d.networks import NARROWER, build
+from dmfnet_jax.methods.deform3d.networks import NARROWER, PATCH, build
 from dmfnet_jax.methods.method import (
   Array,
   Compute,
@@ -124,6 +124,7 @@ METHOD = Method(
   after_crop=after_crop,
   space=3,
   exact_size=True,
+  tile_step=lambda config: PATCH,  # so that blocks cut a volume into the whole's tokens
   from_torch=published.from_torch,
   torch_parts=published.PARTS,
 )
