@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,8 @@ def _of_method(name: str) -> Iterator[str]:
   training = {0: "not trained", 1: "trained in one stage"}.get(count, f"trained in {count} stages")
   training = training if method.networks else f"no weights: --model {name} fuses"
   yield f"{name}: {about}"
-  yield f"  {_fields(method)}; {sides}; {training}"
+  line = f"  {_fields(method)}; {sides}; {training}"
+  yield from textwrap.wrap(line, width=120, subsequent_indent="    ", break_on_hyphens=False)
   if method.torch_parts:
     yield f"  published weights: dmfnet convert {name} PART=FILE -o MODEL.safetensors"
     for part, what in method.torch_parts.items():
