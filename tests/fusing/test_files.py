@@ -245,7 +245,6 @@ def test_what_the_method_cannot_do_is_refused(tmp_path, model, capsys):
   for changes, options, message in (
     ({"is_random": False}, {"samples": 2}, "fake draws no noise: leave out --samples"),
     ({"sources": three}, {}, r"fake takes 3 sources \(t1, t2, pet\), and 2 are given"),
-    ({"space": 3}, {}, "fake does not fuse pictures: it takes a, b"),
   ):
     model.method = dataclasses.replace(FakeModel.method, **changes)
     with pytest.raises(UserError, match=message):
