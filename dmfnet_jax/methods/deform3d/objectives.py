@@ -83,7 +83,7 @@ def fusion_loss(
   Returns:
     The loss [B], and its terms [B], not weighted; "ssim" is 1 - SSIM.
   """
-  terms = {}
+  terms: dict[str, Array] = {}
   total = jnp.zeros(fused.shape[0], jnp.float32)
   for name, source, weight in (("a", a, weight_a), ("b", b, weight_b)):
     of_source = {
