@@ -105,7 +105,7 @@ def test_same_bytes_as_the_command_and_nothing_is_done_twice(tmp_path, cluster, 
 
   reason = f"{a / '03.png'}: not a readable PNG, JPEG, TIFF, BMP, GIF or WebP picture"
   assert f"error: pair 03: {reason}" in done.stderr
-  assert "pair 00: windows: B 5..200" in done.stderr
+  assert "pair 00: windows: B 5 to 200" in done.stderr
   assert f"5 of 6 pairs fused into {out}" in done.stderr
   assert "Traceback" not in done.stderr
   rows = {row["key"]: row for row in rows_of(out / "records")}
