@@ -9,9 +9,9 @@ Sizes:
 - paper-16-128: 16 to 128 pixels, as many.
 - paper-16-256: 16 to 256 pixels, 155,337,882 parameters. The published run goes on from 130,000 steps
   of another one at a lower rate; here it begins anew at that rate, unless the workdir has that run.
-- small: doubles the sides, 1,595,298 parameters; about an hour on two CPU cores and the
-  simulated triples. It samples in 25 steps.
-- tiny: a minute on two cores: to try the program, not to fuse well.
+- small: doubles the sides, 1,595,298 parameters; for two CPU cores and the simulated triples. It
+  samples in 25 steps.
+- tiny: a minute or two on two cores: to try the program, not to fuse well.
 
 The published sets are folders of pictures that were made small and enlarged before; for those take
 `--config.dataset=triples_folder --config.enlargement.sharp_sources=False`.
@@ -87,7 +87,7 @@ def small(config: ml_collections.ConfigDict) -> None:
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:
-  """A minute."""
+  """A minute or two."""
   small(config)
   config.crop_size = 32
   config.num_train_steps = 1_000
