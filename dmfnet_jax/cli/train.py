@@ -3,6 +3,7 @@
 import argparse
 
 from dmfnet_jax.cli.arguments import add_config, read_config, whole
+from dmfnet_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Trains; returns the exit code."""
+  if "://" in args.workdir and not args.workdir.startswith("gs://"):
+    # Of addresses it takes Google's alone where it writes by OCDBT, its default.
+    raise UserError(f"{args.workdir}: Orbax writes no checkpoints there: give a folder, or gs://")
   config = read_config(args)
   from dmfnet_jax.training import distributed
 
