@@ -22,6 +22,7 @@ class Dataset(NamedTuple):
 _BRAINS = ("MRI-CT", "MRI-PET", "MRI-SPECT")
 
 DATASETS = {
+  "derm7pt": Dataset("Derm7pt", "skin lesions in two photographs, and the seven-point checklist"),
   "harvard_mmif": Dataset(
     "HarvardMmif", "MRI with CT, PET, SPECT of the Harvard brain atlas", kinds=_BRAINS
   ),
@@ -29,6 +30,9 @@ DATASETS = {
     "InfraredVisible",
     "registered photographs: RoadScene, MSRS, M3FD, LLVIP, TNO or yours",
     kinds=("infrared-visible",),
+  ),
+  "made_lesions": Dataset(
+    "MadeLesions", "made-up lesions in the form of derm7pt, by a rule", brings=True
   ),
   "mni_contrasts": Dataset(
     "MniContrasts", "ICBM152 slices with simulated T2 and FLAIR", brings=True

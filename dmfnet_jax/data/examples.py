@@ -8,7 +8,7 @@ import numpy as np
 
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io.color import rgb_to_luma
-from dmfnet_jax.io.pictures import to_float
+from dmfnet_jax.io.pictures import stretch, to_float
 
 PAIR: Mapping[str, int] = types.MappingProxyType({"a": 1, "b": 1})
 """The fields of most batches, by their channels: A and the luma of B."""
@@ -56,7 +56,8 @@ def check_fields(
     UserError: they do; it names what there is.
   """
   first = source[0]
-  pictures = [name for name, value in first.items() if np.ndim(value) in (3, 4)]
+  # Vectors belong to a picture.
+  pictures = [name for name, value in first.items() if np.ndim(value) in (1, 3, 4)]
   lacking = [name for name in fields if name not in pictures]
   if lacking:
     raise UserError(
@@ -65,7 +66,7 @@ def check_fields(
       f"beside a/ and b/"
     )
   for name in fields:
-    if space not in (None, found := np.ndim(first[name]) - 1):
+    if (found := np.ndim(first[name]) - 1) and space not in (None, found):
       kinds = {2: "pictures", 3: "volumes"}
       raise UserError(
         f"the dataset {getattr(source, 'name', '')} has {kinds[found]}, and this method is for "
@@ -77,13 +78,18 @@ class DecodedPairs:
   """Random access to the pictures of a builder's examples, their positions and names.
 
   An example is {field: uint8 [*space, C], ..., "record": position, "name"}. The first `cache_bytes`
-  that were read are kept in memory.
+  that were read are kept in memory. With a `size` pictures are stretched to it. Vectors stay.
   """
 
   def __init__(
-    self, source: Sequence[dict[str, Any]], cache_bytes: int, fields: Mapping[str, int] = PAIR
+    self,
+    source: Sequence[dict[str, Any]],
+    cache_bytes: int,
+    fields: Mapping[str, int] = PAIR,
+    size: tuple[int, ...] | None = None,
   ):
     self._source = source
+    self._size = size
     self._fields = fields
     self._cache_bytes = self._free_bytes = cache_bytes
     self._cache: dict[int, dict[str, Any]] = {}
@@ -95,7 +101,7 @@ class DecodedPairs:
     pair = self._cache.get(record)
     if pair is None:
       example = self._source[record]
-      pair = {name: with_channels(example[name], n) for name, n in self._fields.items()}
+      pair = {name: self._as_wanted(example[name], n) for name, n in self._fields.items()}
       # Two threads that read one record at once both count it: too little is kept, not too much.
       size = sum(picture.nbytes for picture in pair.values())
       pair |= {"record": record, "name": example.get("name", b"")}
@@ -104,9 +110,15 @@ class DecodedPairs:
         self._cache[record] = pair
     return pair
 
+  def _as_wanted(self, value: np.ndarray, channels: int) -> np.ndarray:
+    if value.ndim == 1:
+      return value
+    picture = with_channels(value, channels)
+    return picture if self._size in (None, picture.shape[:-1]) else stretch(picture, self._size)
+
   def __reduce__(self):
     # Each worker process fills a cache of its own; ours need not travel there.
-    return DecodedPairs, (self._source, self._cache_bytes, dict(self._fields))
+    return DecodedPairs, (self._source, self._cache_bytes, dict(self._fields), self._size)
 
 
 def with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
@@ -137,6 +149,7 @@ def training_example(
   axes = tuple(axis for axis in range(len(sides)) if flip and flips[axis])
   return {
     **{name: to_float(np.flip(picture[window], axes)) for name, picture in padded.items()},
+    **_vectors(pair),
     "index": np.int32(position % batch_size),
     "record": np.int32(pair["record"]),
   }
@@ -161,15 +174,20 @@ def eval_example(
   window = tuple(slice(start, start + n) for start, n in zip(starts, kept, strict=True))
   return {
     **{name: to_float(picture[window]) for name, picture in padded.items()},
+    **_vectors(pair),
     "index": np.int32(position % batch_size),
     "record": np.int32(pair["record"]),
     "mask": np.float32(position < num_records),
   }
 
 
+def _vectors(pair: dict[str, Any]) -> dict[str, np.ndarray]:
+  return {k: x.astype(np.float32) for k, x in pair.items() if np.ndim(x) == 1}
+
+
 def _pad_to(pair: dict[str, Any], size: int) -> dict[str, np.ndarray]:
   """Reflect-pads an example's pictures, evenly on opposite sides, to at least `size` each way."""
-  pictures = {name: x for name, x in pair.items() if isinstance(x, np.ndarray)}
+  pictures = {name: x for name, x in pair.items() if np.ndim(x) > 1}
   shapes = {name: picture.shape[:-1] for name, picture in pictures.items()}
   if len(set(shapes.values())) > 1:
     sizes = ", ".join(f"{name} is {_sides(shape)}" for name, shape in shapes.items())
@@ -185,7 +203,7 @@ def _pad_to(pair: dict[str, Any], size: int) -> dict[str, np.ndarray]:
 
 def _describe(pair: dict[str, Any]) -> str:
   name = pair["name"].decode() if isinstance(pair["name"], bytes) else pair["name"]
-  shape = next(x for x in pair.values() if isinstance(x, np.ndarray)).shape[:-1]
+  shape = next(x for x in pair.values() if np.ndim(x) > 1).shape[:-1]
   return f"example {name or pair['record']} ({_sides(shape)})"
 
 

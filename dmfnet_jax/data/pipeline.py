@@ -57,6 +57,7 @@ def make_train_dataset(
   flip: bool = True,
   fields: Mapping[str, int] = PAIR,
   space: int = 2,
+  size: tuple[int, ...] | None = None,
 ) -> "TrainBatches":
   """Makes this process's endless iterator over training batches.
 
@@ -72,6 +73,7 @@ def make_train_dataset(
     flip: Whether to flip along each axis with probability 1/2, all pictures alike.
     fields: The examples' pictures that batches have, by their channels: 1 for the luma, or 3.
     space: 2, or 3 for volumes, which are cut and flipped along all three axes.
+    size: What pictures are stretched to before, each by itself; None: as they are.
 
   Returns:
     An iterator over dicts with, for b = batch_size / process_count,
@@ -93,7 +95,7 @@ def make_train_dataset(
   cut = functools.partial(
     training_example, seed=seed, batch_size=batch_size, crop_size=crop_size, flip=flip
   )
-  decoded = DecodedPairs(source, CACHE_BYTES // max(1, num_workers), fields)
+  decoded = DecodedPairs(source, CACHE_BYTES // max(1, num_workers), fields, size)
   if isinstance(source, mixture.Mixture):
     # The same order of datasets in every run of these weights; in each one's own, shuffled epochs.
     ranges = itertools.pairwise(source.bounds)
@@ -195,6 +197,7 @@ def make_eval_batches(
   crop_size: int | None = None,
   fields: Mapping[str, int] = PAIR,
   space: int = 2,
+  size: tuple[int, ...] | None = None,
 ) -> grain.IterDataset:
   """Makes this process's share of one pass over a dataset, in the source's order.
 
@@ -221,7 +224,7 @@ def make_eval_batches(
     eval_example, num_records=len(source), batch_size=batch_size, crop_size=crop_size
   )
   padded_size = -(-len(source) // batch_size) * batch_size
-  decoded = grain.MapDataset.source(DecodedPairs(source, 0, fields))
+  decoded = grain.MapDataset.source(DecodedPairs(source, 0, fields, size))
   examples = decoded.repeat()[:padded_size].map_with_index(cut)[process_index::process_count]
   batches = examples.batch(batch_size // process_count, batch_fn=_stack_same_size)
   return batches.to_iter_dataset(_READING)

@@ -145,6 +145,27 @@ def to_float(image: np.ndarray) -> np.ndarray:
   return np.asarray(image).astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
 
 
+def stretch(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+  """Stretches a picture [H, W] or [H, W, C], bilinear between the centres of its pixels.
+
+  As OpenCV's `resize` does by default: nothing is smoothed where a picture becomes smaller.
+
+  Args:
+    picture: float, or uint8, which is rounded.
+    size: height and width of the result.
+  """
+  stretched = np.asarray(picture, np.float32)
+  for axis, (side, wanted) in enumerate(zip(picture.shape, size, strict=False)):
+    places = np.clip((np.arange(wanted) + 0.5) * (side / wanted) - 0.5, 0, side - 1)
+    before = places.astype(int)
+    behind = np.minimum(before + 1, side - 1)
+    share = (places - before).astype(np.float32)
+    share = share.reshape([-1 if i == axis else 1 for i in range(picture.ndim)])
+    low, high = (np.take(stretched, indices, axis) for indices in (before, behind))
+    stretched = low + share * (high - low)
+  return np.rint(stretched).astype(np.uint8) if picture.dtype == np.uint8 else stretched
+
+
 def from_float(image: np.ndarray) -> np.ndarray:
   """Maps float [-1, 1] to uint8 0..255, clipping what lies outside and rounding; any shape."""
   clipped = np.clip(np.asarray(image, np.float32), -1, 1)

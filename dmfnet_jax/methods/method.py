@@ -38,12 +38,17 @@ class Field(NamedTuple):
     channels: of the picture, or the length of a vector.
     gives_colour: where the picture is coloured, its luma is fused and the result takes its chroma.
     is_vector: numbers [B, channels] that belong to the example, and no picture.
+    classes: of an output that holds probabilities, what each one is of.
+    columns: of a source that comes from a table, its columns and what each may say, in the order of
+      the vector, which is 1 where that is said and else 0.
   """
 
   name: str
   channels: int = 1
   gives_colour: bool = False
   is_vector: bool = False
+  classes: tuple[str, ...] = ()
+  columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Context(NamedTuple):
@@ -176,6 +181,9 @@ class Method:
       cut to it: for what must not see the padding, such as a picture's own range. None where the
       config asks for nothing of the kind.
     scale: of a model config, the outputs' sides over the sources' (super-resolution).
+    size: of a model config, the one size [*space] that it takes: pictures are stretched to it, and
+      may be of different sizes; None: as they are.
+    left_out: of a model config, columns of vectors that it does not look at.
     space: 2, or 3 for whole volumes.
     is_random: whether `fuse` draws noise from its keys.
     exact_size: a picture is padded to `stride` and no further. Otherwise to one of a few sizes, so
@@ -206,6 +214,8 @@ class Method:
   outputs: tuple[Field, ...] = (Field("fused"),)
   after_crop: Callable[[Config], Callable[[Images], Images] | None] = lambda config: None
   scale: Callable[[Config], int] = lambda config: 1
+  size: Callable[[Config], tuple[int, ...] | None] = lambda config: None
+  left_out: Callable[[Config], tuple[str, ...]] = lambda config: ()
   space: int = 2
   is_random: bool = False
   exact_size: bool = False
@@ -226,6 +236,11 @@ class Method:
   def is_synthesis(self) -> bool:
     """Whether it makes a picture that is missing, and does not fuse those that there are."""
     return self.outputs[0].name == MADE
+
+  @property
+  def is_classification(self) -> bool:
+    """Whether it tells probabilities of classes, and makes no picture."""
+    return bool(self.outputs[0].classes)
 
 
 def batch_fields(method: Method, stage: Stage) -> tuple[Field, ...]:

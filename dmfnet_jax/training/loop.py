@@ -75,6 +75,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
   wanted = {
     "fields": {field.name: field.channels for field in batch_fields(run.method, run.stage)},
     "space": run.method.space,
+    "size": run.method.size(config),
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
   }

@@ -70,7 +70,12 @@ def _make_own_drawing(run: Setup) -> Callable[..., np.ndarray]:
     )
     batch = {
       f.name: jnp.stack(
-        [_as_float(example[f.name], f.channels)[:height, :width] for example in examples]
+        [
+          example[f.name].astype(np.float32)
+          if f.is_vector
+          else _as_float(example[f.name], f.channels)[:height, :width]
+          for example in examples
+        ]
       )
       for f in fields
     }
