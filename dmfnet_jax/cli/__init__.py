@@ -25,6 +25,7 @@ COMMANDS = (
   "models",
   "fuse",
   "synthesize",
+  "classify",
   "export",
   "evaluate",
   "compare",

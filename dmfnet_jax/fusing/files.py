@@ -207,6 +207,8 @@ def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
 def _check_model(model: Any, options: FuseOptions, sources: int, synthesis: bool) -> None:
   """Refuses a model that does not do what is asked for, before it fails for every pair."""
   method = model.method
+  if method.is_classification:
+    raise UserError(f"{options.model} makes no picture: it classifies, as dmfnet classify does")
   if method.is_synthesis and not synthesis:
     raise UserError(
       f"{options.model} does not fuse: it makes a missing picture of two others: use "

@@ -43,7 +43,8 @@ def export_model(
   fuses the method's sources, here a and b: float32 [N, height, width] in [-1, 1] (of a source with
   colours [N, height, width, 3], of a vector [N, C]), to float32 of the same shape. `seed` is a
   uint32 scalar and `codes` uint32 [N]: the CRC-32 of the pairs' names, 0 for none. The result is
-  that of `model.fuse` with this seed and these names, up to the rounding of another compilation.
+  that of `model.fuse` with this seed and these names, up to the rounding of another compilation. Of
+  a method that classifies it is [N, classes], the probabilities of all outputs in their order.
 
   An ONNX program has the sources alone as inputs, by their names, and its result is that of
   `model.fuse` with the seed 0 and without names: the noise is in the file.
@@ -51,7 +52,8 @@ def export_model(
   Args:
     model_spec: a released model's name, a `.safetensors` file or a training workdir.
     out: the file to write; its folder is made where needed.
-    size: height and width of the pictures, any; of volumes three sides, or equal ones.
+    size: height and width of the pictures, any; of volumes three sides, or equal ones. A method
+      that takes one size only has that.
     batch: pairs that go through the networks at a time; N is a multiple of it.
     precision: "float32" or "bfloat16", in which the networks compute.
     file_format: "jax" or "onnx".
@@ -73,6 +75,7 @@ def export_model(
     wanted = "x".join(["64"] * space)
     raise UserError(f"--size {given}: {model_spec} takes {space} sides, such as {wanted}")
   size = size if len(size) == space else size[:1] * space
+  size = model.method.size(model.config) or size
   target = paths.as_path(out)
   paths.make_folder(target.parent)
   if file_format == "onnx":
@@ -196,7 +199,10 @@ def _on_pictures(
       images[field.name] = x
     outputs = fuse_padded(params, images, keys)
     cropped = {k: v if k in vectors else v[:, *window] for k, v in outputs.items()}
-    fused = after_crop(cropped)[output.name]
+    finished = after_crop(cropped)
+    if method.is_classification:
+      return jnp.concatenate([finished[field.name] for field in method.outputs], axis=-1)
+    fused = finished[output.name]
     return fused if output.channels > 1 else fused[..., 0]
 
   return fuse

@@ -21,9 +21,11 @@ from dmfnet_jax.inference.sources import (
   coloured_source,
   finish,
   gather,
+  gather_apart,
   luma,
   to_source,
 )
+from dmfnet_jax.io import pictures
 from dmfnet_jax.methods import parts
 from dmfnet_jax.methods.method import Params, select
 from dmfnet_jax.weights import find, load_params
@@ -98,6 +100,8 @@ class Model:
         raise UserError(f"{option} must be at least 1, got {value}")
     if samples is not None and not self.method.is_random:
       raise UserError(f"{self.config['method']} draws no noise: samples would all be the same")
+    if self.method.is_classification:
+      raise UserError(f"{self.config['method']} makes no picture: call classify")
     if emphasis is not None:
       self.check_emphasis(emphasis)
     if are_volumes(sources):
@@ -158,6 +162,46 @@ class Model:
     elif not listed:
       answers = [np.stack(answer) for answer in answers]
     return answers[0] if samples is None else tuple(answers)
+
+  def classify(
+    self,
+    *sources: Any,
+    batch_size: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+  ) -> Any:
+    """Tells how probable the classes of one example, or of several, are.
+
+    Args:
+      *sources: the method's sources in their order, or a list of each. Pictures as `fuse` takes
+        them, or paths; of any sizes: they are stretched to the method's. Vectors [C].
+      batch_size: see `fuse`, as for the next one.
+      on_done: the same.
+
+    Returns:
+      By the outputs' names the probabilities float32 [classes], whose names `method.outputs` has;
+      where lists were given, a list of these.
+
+    Raises:
+      UserError: the method makes pictures; or what does not go together.
+    """
+    if not self.method.is_classification:
+      raise UserError(f"{self.config['method']} tells no classes: call fuse")
+    columns, listed = gather_apart(self.method, self.config["method"], sources)
+    fields, size = self.method.sources, self.method.size(self.config)
+    if size is not None:
+      columns = [
+        column if f.is_vector else [pictures.stretch(x, size) for x in column]
+        for f, column in zip(fields, columns, strict=True)
+      ]
+    examples = [
+      {f.name: to_source(f, x, self.method.space) for f, x in zip(fields, row, strict=True)}
+      for row in zip(*columns, strict=True)
+    ]
+    keys = example_keys(0, [""] * len(examples))
+    results = self._engine.run(examples, keys, batch_size, on_done)
+    # JAX sorts names; the method has an order.
+    found = [{f.name: result[f.name] for f in self.method.outputs} for result in results]
+    return found if listed else found[0]
 
   def check_emphasis(self, emphasis: str) -> None:
     """Raises a `UserError` where there is no such emphasis, or not for this method."""

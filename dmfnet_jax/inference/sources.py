@@ -93,6 +93,36 @@ def gather(method: Method, name: str, sources: Sequence[Any]) -> Given:
   return Given(columns, stems if listed or single else [""] * len(columns[0]), listed, single)
 
 
+def gather_apart(
+  method: Method, name: str, sources: Sequence[Any]
+) -> tuple[list[list[np.ndarray]], bool]:
+  """As `gather`, of sources whose pictures have sizes of their own: no batches but lists.
+
+  Returns:
+    Each source's arrays, one per example; and whether lists were given.
+
+  Raises:
+    UserError: see `gather`.
+  """
+  fields = method.sources
+  if len(sources) != len(fields):
+    wanted = ", ".join(field.name for field in fields)
+    raise UserError(f"{name} takes {len(fields)} sources ({wanted})")
+  listed = all(isinstance(source, (list, tuple)) for source in sources)
+  columns = [[_read(x) for x in (source if listed else [source])] for source in sources]
+  if len({len(column) for column in columns}) > 1 or not columns[0]:
+    counts = (f"{len(x)} of {f.name}" for x, f in zip(columns, fields, strict=True))
+    raise UserError(f"{' and '.join(counts)}: give as many of each, and at least one")
+  for f, column in zip(fields, columns, strict=True):
+    for x in column:
+      if f.is_vector and x.shape != (f.channels,):
+        raise UserError(f"{f.name} must be [{f.channels}], got {x.shape}")
+      if not f.is_vector:
+        _check_shapes([f], [x], method.space)
+  _check_ranges(fields, columns)
+  return columns, listed
+
+
 def coloured_source(method: Method) -> int:
   """Which of a method's sources gives the result its colour and its kind of dtype."""
   return next((i for i, field in enumerate(method.sources) if field.gives_colour), 0)

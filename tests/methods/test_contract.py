@@ -33,6 +33,7 @@ SMALLER = {
   "adafuse": {1: ["network.widths=(4,8)", "network.patch=32", "network.depth=0"]},
   "deform3d": {1: ["crop_size=16"]},
   "hinet": {1: ["network.width=4", "crop_size=48"]},
+  "tformer": {1: ["network.depths=(1,1,1,1)"]},
   "waveae": {1: ["network.levels=1", "network.convs=1"]},
   "emma": {
     1: ["sensing.width=4", "sensing.levels=2", "crop_size=32"],
@@ -114,12 +115,27 @@ def pictures_of(name, count, size=(32, 48)):
   """Sources of a method as `Model.fuse` takes them."""
   rng = np.random.default_rng(0)
   size = size_for(methods.get(name), size)
-  return [smooth(rng, (count, *size)) for _ in methods.get(name).sources]
+  return [
+    rng.integers(0, 2, (count, field.channels)).astype(np.float32)
+    if field.is_vector
+    else smooth(rng, (count, *size))
+    for field in methods.get(name).sources
+  ]
+
+
+def results_of(model, sources, names=None, seed=0, batch_size=None):
+  """What a model makes of a batch: pictures, or the probabilities of all classes."""
+  if not model.method.is_classification:
+    return model.fuse(*sources, names=names, seed=seed, batch_size=batch_size)
+  found = model.classify(*map(list, sources), batch_size=batch_size)
+  return np.stack([np.concatenate(list(of_one.values())) for of_one in found])
 
 
 def shape_of_results(model, sources):
   """The sources', or larger by the method's factor; without channels."""
   count, *size = sources[0].shape
+  if model.method.is_classification:
+    return (count, sum(field.channels for field in model.method.outputs))
   return (count, *(model.method.scale(model.config) * side for side in size))
 
 
@@ -127,19 +143,20 @@ def shape_of_results(model, sources):
 def test_a_result_is_the_same_alone_and_in_a_batch(name):
   model, sources = Model(*model_of(name)), pictures_of(name, 3)
   names = ["x", "y", "z"]
-  together = model.fuse(*sources, names=names, batch_size=3)
-  assert together.shape[: sources[0].ndim] == shape_of_results(model, sources)
+  together = results_of(model, sources, names, batch_size=3)
+  shape = shape_of_results(model, sources)
+  assert together.shape[: len(shape)] == shape
   assert np.ptp(together) > 0
   assert np.abs(together).max() <= 1
   for i in range(3):
-    alone = model.fuse(*(x[i] for x in sources), names=names[i])
-    np.testing.assert_allclose(alone, together[i], atol=2e-5)
+    alone = results_of(model, [x[i : i + 1] for x in sources], names[i : i + 1])
+    np.testing.assert_allclose(alone[0], together[i], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_is_drawn_where_the_record_says_so(name):
   model, sources = Model(*model_of(name)), pictures_of(name, 1)
-  same = (model.fuse(*sources, seed=0) == model.fuse(*sources, seed=1)).all()
+  same = (results_of(model, sources, seed=0) == results_of(model, sources, seed=1)).all()
   assert same != model.method.is_random
 
 
@@ -148,7 +165,7 @@ def test_any_split_of_the_parts_is_the_whole(name):
   params, config = model_of(name)
   sources, count = pictures_of(name, 1), methods.get(name).parts(config)
   results = [
-    Model(params, config, parts_per_step=n).fuse(*sources)
+    results_of(Model(params, config, parts_per_step=n), sources)
     for n in range(1, count + 1)
     if count % n == 0
   ]
@@ -161,8 +178,9 @@ def test_any_split_of_the_parts_is_the_whole(name):
 def test_any_size_fuses(name, size):
   sources = pictures_of(name, 1, size)
   model = Model(*model_of(name))
-  fused = model.fuse(*sources)
-  assert fused.shape[: sources[0].ndim] == shape_of_results(model, sources)
+  fused = results_of(model, sources)
+  shape = shape_of_results(model, sources)
+  assert fused.shape[: len(shape)] == shape
   assert np.isfinite(fused).all()
 
 
@@ -170,7 +188,9 @@ def batch_of(run, count=2):
   rng = np.random.default_rng(1)
   size = run.config.crop_size
   batch = {
-    field.name: np.repeat(
+    field.name: rng.integers(0, 2, (count, field.channels)).astype(np.float32)
+    if field.is_vector
+    else np.repeat(
       smooth(rng, (count, *[size] * run.method.space))[..., None], field.channels, axis=-1
     )
     for field in batch_fields(run.method, run.stage)
@@ -243,17 +263,19 @@ def test_a_model_file_gives_the_same_model(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exported_program_fuses_the_same(name):
   params, config = model_of(name)
-  sources = pictures_of(name, 2, (24, 30))
+  sources = pictures_of(name, 2, methods.get(name).size(config) or (24, 30))
   size = sources[0].shape[1:]
   exported = export_fuse(params, config, size=size, batch=1, precision="float32")
   program = jax.export.deserialize(exported.serialize())
   codes = np.array([name_code(n) for n in ("x", "y")], np.uint32)
   given = [
-    x if field.channels == 1 else np.repeat(x[..., None], field.channels, axis=-1)
+    x
+    if field.channels == 1 or field.is_vector
+    else np.repeat(x[..., None], field.channels, axis=-1)
     for field, x in zip(methods.get(name).sources, sources, strict=True)
   ]
   fused = program.call(*given, np.uint32(7), codes)
-  expected = Model(params, config).fuse(*sources, seed=7, names=["x", "y"])
+  expected = results_of(Model(params, config), sources, ["x", "y"], 7)
   np.testing.assert_allclose(np.clip(fused, -1, 1), expected, atol=2e-5)
 
 
