@@ -1,7 +1,7 @@
 """DM-FNet in JAX: fuses registered medical images (MRI with CT, PET or SPECT) into one.
 
     import dmfnet_jax
-    model = dmfnet_jax.load_model("small")
+    model = dmfnet_jax.load_model("small-v2")
     fused = model.fuse(mri, pet)
 
 Nothing heavy is imported until it is used.
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
   from dmfnet_jax.inference.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fuse", "load_model"]
+__all__ = ["DEFAULT_MODEL", "__version__", "fuse", "load_model"]
+
+DEFAULT_MODEL = "small-v2"
+"""The released model that fuses where none is named."""
 
 
 def load_model(model: str, **options: Any) -> Model:
@@ -29,7 +32,7 @@ def load_model(model: str, **options: Any) -> Model:
   return model_lib.load_model(model, **options)
 
 
-def fuse(a: Any, b: Any, *, model: str = "small", seed: int = 0, **options: Any) -> Any:
+def fuse(a: Any, b: Any, *, model: str = DEFAULT_MODEL, seed: int = 0, **options: Any) -> Any:
   """Fuses one pair or a batch with a model named in a word; see `Model.fuse`.
 
   To fuse often, call `load_model` once and use its `fuse`.

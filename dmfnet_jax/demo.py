@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmfnet_jax import metrics
+from dmfnet_jax import DEFAULT_MODEL, metrics
 from dmfnet_jax.data.builders import mni_template
 from dmfnet_jax.fusing.evaluate import format_table
 from dmfnet_jax.fusing.measure import BASELINES, baselines
@@ -12,8 +12,6 @@ from dmfnet_jax.inference.model import load_model
 from dmfnet_jax.io import color, paths, pictures
 from dmfnet_jax.io.panels import panel
 from dmfnet_jax.plot import difference
-
-_MODEL = "small"
 
 
 def demo(out: str | Path) -> None:
@@ -28,8 +26,8 @@ def demo(out: str | Path) -> None:
   """
   folder = paths.as_path(out)
   paths.make_folder(folder / "fused")
-  model = load_model(_MODEL)
-  print(f"model: {_MODEL}")
+  model = load_model(DEFAULT_MODEL)
+  print(f"model: {DEFAULT_MODEL}")
 
   rows, titles, lumas = [], [], []
   for a, b, pair_name in mni_template.demo_pairs():

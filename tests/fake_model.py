@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
+from dmfnet_jax import DEFAULT_MODEL
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing.files import fuse_files
 from dmfnet_jax.fusing.options import FuseOptions
@@ -96,10 +97,10 @@ class FakeModel:
 
 @contextlib.contextmanager
 def in_place(model):
-  """Puts a stand-in in every model's place: its names are "fake" and "small"."""
+  """Puts a stand-in in every model's place: its names are "fake" and that of the default."""
 
   def load_model(name, **options):
-    if name not in ("fake", "small"):
+    if name not in ("fake", DEFAULT_MODEL):
       raise UserError(f"{name}: no released model of this name")
     return model
 

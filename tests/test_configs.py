@@ -20,7 +20,12 @@ from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.methods.method import STATS, Context, batch_fields, join, select
 from dmfnet_jax.training import defaults, setup
 from dmfnet_jax.training.config import parse_config
-from dmfnet_jax.training.state import Optimizers, create_train_state
+from dmfnet_jax.training.state import (
+  Optimizers,
+  create_train_state,
+  make_learning_rate,
+  optimizer_of,
+)
 from dmfnet_jax.weights.workdir import model_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -84,7 +89,9 @@ def test_config_can_be_trained(name):
     lambda params: create_train_state(params, optimizers, ema=config.ema_decay > 0), params
   )
   assert state.step.shape == ()
-  assert optimizers.rate(max(1, config.num_train_steps // 2)) > 0
+  for network in setup.trained_networks(run.stage):
+    rate = make_learning_rate(optimizer_of(run.config, network), config.num_train_steps)
+    assert rate(max(1, config.num_train_steps // 2)) > 0
 
   size = (config.crop_size,) * run.method.space
   batch = {

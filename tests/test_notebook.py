@@ -36,4 +36,4 @@ def test_its_table_ranks_the_released_model_over_the_mean(outputs):
   header = next(line.split() for line in text.splitlines() if "VIFF" in line)
   assert len(header) == 12
   viff = header.index("VIFF")
-  assert float(rows["small-fast"][viff]) > float(rows["mean"][viff]) > 0
+  assert float(rows["small-v2"][viff]) > float(rows["mean"][viff]) > 0

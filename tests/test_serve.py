@@ -19,7 +19,7 @@ import pytest
 from browser import errors_of, open_browser, requests_of, wait_for
 from PIL import Image
 
-from dmfnet_jax import serve
+from dmfnet_jax import DEFAULT_MODEL, serve
 from dmfnet_jax.cli import main
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.io import color, scaling
@@ -233,7 +233,7 @@ def test_the_command(monkeypatch, capsys):
   assert main(["serve"]) == 0
   assert main(["serve", "--model", "m", "--host", "0.0.0.0", "--port", "0"]) == 0
   assert calls == [
-    (("small",), {"host": "127.0.0.1", "port": 7860}),
+    ((DEFAULT_MODEL,), {"host": "127.0.0.1", "port": 7860}),
     (("m",), {"host": "0.0.0.0", "port": 0}),
   ]
   assert main(["serve", "--port", "65536"]) == 2

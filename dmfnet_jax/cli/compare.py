@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--models",
     metavar="MODEL,MODEL,...",
-    default="small,small-fast,max,mean,overlay",
+    default="small-v2,small,max,mean,overlay",
     help="released models, .safetensors files, workdirs, hf://OWNER/NAME or methods without "
     "weights (max, mean, overlay), where wanted as LABEL=MODEL (%(default)s)",
   )

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from dmfnet_jax import DEFAULT_MODEL
+
 _MAX_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32 and says nothing
 _DEFAULT_LUT = "hot"  # for --rgb alone: the one map whose luma grows with the value
 
@@ -60,7 +62,7 @@ class FuseOptions:
   """What a run was asked to do, in the words of the command line."""
 
   model: str = _option(
-    "small",
+    DEFAULT_MODEL,
     RESULT,
     "a released model, a .safetensors file, a workdir or hf://OWNER/NAME (%(default)s)",
     metavar="NAME|FILE|WORKDIR",

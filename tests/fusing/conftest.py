@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def model() -> Iterator[Any]:
-  """Stands in for every model: `load_model("fake")` and "small" give it, other names nothing."""
+  """Stands in for every model: "fake" and the default's name give it, other names nothing."""
   # Not above: JAX comes with it, and must not before `pytest_configure` has set it up.
   from fake_model import FakeModel, in_place
 

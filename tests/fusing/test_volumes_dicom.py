@@ -76,7 +76,7 @@ def test_the_result_is_a_series_in_the_same_place(series, tmp_path, model, capsy
   np.testing.assert_allclose(nibabel.affines.apply_affine(std.affine, (i, j, k)), world, atol=1e-3)
   printed = capsys.readouterr().err
   assert "SUV (given)" in printed
-  assert printed.count("A is CT and B is PET: small was not trained on such pairs") == 1
+  assert printed.count("A is CT and B is PET: small-v2 was not trained on such pairs") == 1
   assert f"dmfnet: {b}: PET: SUV by body weight" in printed  # which is no warning
 
 

@@ -101,7 +101,7 @@ def test_pictures_are_refused(model, tmp_path):
   pairs, options = files.find_pairs(
     tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out.png", FuseOptions()
   )
-  with pytest.raises(UserError, match=r"a\.png: is a picture, and small fuses whole volumes"):
+  with pytest.raises(UserError, match=r"a\.png: is a picture, and small-v2 fuses whole volumes"):
     files.fuse_pairs(model, pairs, tmp_path / "out.png", options)
   assert not (tmp_path / "out.png").exists()
 
