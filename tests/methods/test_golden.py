@@ -19,6 +19,7 @@ FILES = {
   "ddfm": ("ddfm",),
   "emma": ("emma",),
   "tfsdiff": ("tfsdiff",),
+  "tformer": ("tformer",),
   "hinet": ("hinet",),
   "waveae": ("waveae",),
 }
