@@ -95,7 +95,9 @@ def test_config_can_be_trained(name):
 
   size = (config.crop_size,) * run.method.space
   batch = {
-    field.name: jax.ShapeDtypeStruct((2, *size, field.channels), jnp.float32)
+    field.name: jax.ShapeDtypeStruct(
+      (2, field.channels) if field.is_vector else (2, *size, field.channels), jnp.float32
+    )
     for field in batch_fields(run.method, run.stage)
   }
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
