@@ -49,10 +49,10 @@ DATASETS = {
   "mri_contrasts": Dataset(
     "MriContrasts", "T1, T1ce, T2 and FLAIR of MR scans: four folders, or NIfTI as BraTS has them"
   ),
+  "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
   "paired_volumes": Dataset(
     "PairedVolumes", "volumes of yours, cut into slices: two folders, BIDS, or a list of pairs"
   ),
-  "paired_folder": Dataset("PairedFolder", "two folders of yours, paired by file stem"),
   "triples_folder": Dataset(
     "TriplesFolder", "three folders of yours and one of fused pictures to imitate"
   ),

@@ -353,7 +353,8 @@ def test_memory_and_dtype_options(net, model_file, grey):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(UserError, match=r"unknown model 'smal': give a released name \(small, small"):
+  released = r"unknown model 'smal': give a released name \(infrared, small"
+  with pytest.raises(UserError, match=released):
     dmfnet_jax.load_model("smal")
 
 
