@@ -149,12 +149,23 @@ TRAINING = [
     (
       "data prepare mni_pairs --data-dir d",
       0,
-      [("prepare", ("mni_pairs", "d", None), {})],
+      [("prepare", ("mni_pairs", "d", None), {"workers": 1, "beam_options": ""})],
     ),
     (
       "data prepare paired_folder --data-dir d --manual-dir m",
       0,
-      [("prepare", ("paired_folder", "d", "m"), {})],
+      [("prepare", ("paired_folder", "d", "m"), {"workers": 1, "beam_options": ""})],
+    ),
+    (
+      "data prepare paired_volumes --data-dir d --workers 3 --option axis=0 --option window_b=0,9",
+      0,
+      [
+        (
+          "prepare",
+          ("paired_volumes", "d", None),
+          {"workers": 3, "beam_options": "", "axis": "0", "window_b": "0,9"},
+        )
+      ],
     ),
     (
       "convert --unet u.pth --fusion-head=h.pth -o m.safetensors",
