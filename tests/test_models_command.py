@@ -32,7 +32,8 @@ def test_a_released_model_is_told_with_its_card(capsys, name):
   assert lines[0] == f"{name}: a model of dmfnet"
   assert "  in: a, b; out: fused" in lines
   assert any(re.fullmatch(r"  1,\d{3},\d{3} parameters, \d\.\d MB", line) for line in lines)
-  assert "  trained on MRI-CT, MRI-PET, MRI-SPECT" in lines
+  kinds = "infrared-visible" if name == "infrared" else "MRI-CT, MRI-PET, MRI-SPECT"
+  assert f"  trained on {kinds}" in lines
   assert any(re.match(r"  Fuses a pair of .* in \d+\.\d+ s", line) for line in lines)
   (card,) = (line.removeprefix("  card: ") for line in lines if line.startswith("  card: "))
   assert Path(card).is_file()
