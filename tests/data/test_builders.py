@@ -248,7 +248,9 @@ def test_an_interrupted_preparation_leaves_nothing_prepared(prepared, tmp_path, 
 
 def test_mistakes_when_opening_are_named(prepared, tmp_path):
   data_dir, _ = prepared
-  with pytest.raises(UserError, match="unknown dataset 'harvard'; known ones: derm7pt, harvard_mmif"):
+  with pytest.raises(
+    UserError, match="unknown dataset 'harvard'; known ones: derm7pt, harvard_mmif"
+  ):
     builders.open_source("harvard", data_dir)
   with pytest.raises(
     UserError, match=f"dmfnet data prepare harvard_mmif --data-dir {tmp_path} --manual-dir"
