@@ -192,7 +192,7 @@ def test_metrics_are_those_of_evaluate(tmp_path, job):
     rows = ray_fuse.Worker(made)(part).to_pylist()
   sources = (tmp_path / side / "0.png" for side in ("a", "b"))
   expected = measure({"0": Pair("0", *sources, tmp_path / "out" / "0.png")}).pairs["0"]
-  assert {name: rows[0][name] for name in expected} == expected
+  assert {name: rows[0][name] for name in expected} == pytest.approx(expected, rel=1e-5)
   assert [row["status"] for row in rows] == ["fused", "failed", "fused"]
   assert rows[1]["VIFF"] is None
   (path,) = (tmp_path / "records").iterdir()
