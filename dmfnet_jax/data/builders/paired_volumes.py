@@ -122,6 +122,7 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     divided = find_subjects(builders.manual_folder(self, dl_manager), self._naming)
+    self._names = {name for pairs in divided.values() for name in pairs}
     self.notes = tuple(
       f"{split}: {len(pairs)} pairs of volumes: {first_of(sorted(pairs))}"
       for split, pairs in divided.items()
@@ -145,7 +146,8 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
     """Says which pairs were left out, writes it beside the dataset, and clears the work folder."""
     left_out: dict[str, str] = {}
     for path in sorted(self.work.glob("*.json")) if self.work.is_dir() else ():
-      left_out |= json.loads(paths.read_bytes(path))
+      told = json.loads(paths.read_bytes(path))
+      left_out |= {name: reason for name, reason in told.items() if name in self._names}
     for name, reason in left_out.items():
       say(f"warning: left out: {name}: {reason}")
     paths.write_bytes(self.data_path / "left_out.json", json.dumps(left_out, indent=1).encode())
@@ -255,26 +257,31 @@ def cut_once(
   """
   name, sources = pair
   folder = paths.make_folder(work)
-  states = [_state(path) for _, path in sources]
-  digest = hashlib.sha256(repr((name, sources, states, settings)).encode()).hexdigest()[:32]
-  done, failed = folder / f"{digest}.npz", folder / f"{digest}.json"
-  if not done.exists():
-    try:
-      slices = cut_pair(name, sources, settings)
-    except (UserError, MemoryError) as error:
-      reason = why_failed(error, "the volumes")
-      say(f"warning: {name}: {reason}: left out")
-      paths.write_bytes(failed, json.dumps({name: reason}).encode())
-      return
+  # By its name alone: a volume that was mended takes the place of its failure.
+  failed = folder / f"{_digest(name)}.json"
+  try:
+    states = [_state(path) for _, path in sources]
+    done = folder / f"{_digest(name, sources, states, settings)}.npz"
+    slices = None if done.exists() else cut_pair(name, sources, settings)
+  except (UserError, MemoryError) as error:
+    reason = why_failed(error, "the volumes")
+    say(f"warning: {name}: {reason}: left out")
+    paths.write_bytes(failed, json.dumps({name: reason}).encode())
+    return
+  if slices is not None:
     file = io.BytesIO()
     np.savez_compressed(file, **slices)
     paths.write_bytes(done, file.getvalue())
-    failed.unlink(missing_ok=True)
+  failed.unlink(missing_ok=True)
   with np.load(io.BytesIO(paths.read_bytes(done))) as slices:
     a, b, indices, modality = (slices[field] for field in ("a", "b", "index", "modality"))
   for i, index in enumerate(indices):
     key = f"{name}_{index:03d}"
     yield key, {"a": a[i][..., None], "b": b[i], "name": key, "modality": str(modality)}
+
+
+def _digest(*values: Any) -> str:
+  return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
 
 
 def _state(path: Any) -> list[tuple[int, float]]:
