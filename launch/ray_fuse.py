@@ -50,7 +50,6 @@ _OPTIONS = (
   *("suffix_a", "suffix_b", "window_a", "window_b", "lut"),
 )
 _FUSED, _FAILED = "fused", "failed"
-_ALONE = 0
 LOST = "its worker was lost each time: Ray's logs say why"
 _STOPPED = "stopped"  # in place of records: nothing can be fused
 _ROWS = 100_000  # of a list, read at a time
@@ -356,12 +355,11 @@ def _fuse(args: argparse.Namespace, job: Job, left: Any) -> tuple[int, int]:
 
   total = left.num_rows
   with Progress(total) as progress:
-    for size in (args.part, args.part, 1, _ALONE):
-      # In the end each has a worker to itself: one that ends its worker may take the next along.
-      alone = size == _ALONE
+    # In the end each has a worker to itself: one that ends its worker may take the next along.
+    for size, alone in ((args.part, False), (args.part, False), (1, False), (1, True)):
       shares = [left.slice(i, 1) for i in range(left.num_rows)] if alone else [left]
       for share in shares:
-        for batch in _run(args, job, share, max(size, 1)):
+        for batch in _run(args, job, share, size):
           for row in batch.to_pylist():
             if row["status"] == _STOPPED:
               raise UserError(row["reason"])
@@ -373,7 +371,7 @@ def _fuse(args: argparse.Namespace, job: Job, left: Any) -> tuple[int, int]:
       shown = total - left.num_rows
       if not left.num_rows:
         return len(fused), len(failed)
-      if left.num_rows == total > 8 * max(size, 1):
+      if left.num_rows == total > 8 * size:
         raise UserError("no worker ends a part: see the logs in /tmp/ray/session_latest/logs")
       if not alone:
         say(f"warning: workers were lost: {left.num_rows} pairs are to be done again")
