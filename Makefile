@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that run the tests; each needs some gigabytes.
+WORKERS ?= 2
 
 .PHONY: demo test lint install docs bench clean
 
@@ -30,7 +32,7 @@ lint: install
 
 # libtpu, once loaded, makes JAX's profiler crash: what loads it has a process of its own.
 test: install lint
-	$(BIN)/pytest -m "not libtpu"
+	$(BIN)/pytest -m "not libtpu" -n $(WORKERS) --dist loadfile
 	$(BIN)/pytest -m libtpu
 
 # The guides and the API reference, in site/; a warning is an error.

@@ -120,6 +120,7 @@ setup(
       "nbclient>=0.10",
       "onnxruntime>=1.22",  # the parity of an exported ONNX program
       "pytest>=8.3",
+      "pytest-xdist>=3.8",  # two workers halve the time of `make test`
       "ruff>=0.14",
       "scikit-image>=0.25",  # the oracle of the metrics
       "selenium>=4.30",  # report and page in a real browser, where Chromium is installed

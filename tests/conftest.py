@@ -37,9 +37,10 @@ def pytest_configure(config):
   os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
   os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
   os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # whatever the machine's cores
-  folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
-  config.stash[_COMPILATION_CACHE] = folder
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+  if not hasattr(config, "workerinput"):  # the workers of `pytest -n` have their parent's
+    folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
+    config.stash[_COMPILATION_CACHE] = folder
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
   if importlib.util.find_spec("libtpu"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # see `backend.ignore_absent_tpu`
@@ -47,7 +48,8 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
   """Removes the session's compiled programs."""
-  config.stash[_COMPILATION_CACHE].cleanup()
+  if _COMPILATION_CACHE in config.stash:
+    config.stash[_COMPILATION_CACHE].cleanup()
 
 
 @pytest.fixture(scope="module", autouse=True)
