@@ -168,6 +168,46 @@ def test_what_is_there_is_kept_and_is_of_the_same_model(folder, compared, capsys
   assert "holds results of another model" in capsys.readouterr().err
 
 
+def test_what_another_program_made_is_measured_beside_the_models(folder, tmp_path, capsys):
+  theirs = tmp_path / "theirs"
+  theirs.mkdir()
+  for stem, level in {"near": 250, "far": 0}.items():
+    Image.fromarray(np.full(SIZE, level, np.uint8)).save(theirs / f"{stem}.png")
+  words = ["-o", str(tmp_path / "out"), "--models", "max,mean"]
+  sources = [str(folder / "a"), str(folder / "b")]
+  assert main(["compare", *sources, *words, "--fused", f"them={theirs},{theirs}"]) == 1
+  assert f"pair black & <b>: not in {theirs}" in capsys.readouterr().err
+  document = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))
+  them = document["models"]["them"]
+  assert {stem: of["SSIM"] for stem, of in them["pairs"].items()} == {"near": 250, "far": 0}
+  assert (them["parameters"], them["seconds"]) == (None, None)
+  assert document["best"]["parameters"] == ["max", "mean"]
+  assert sorted(document["mean_over"]) == ["far", "near"]
+  a, b = sources_of(folder, "far")
+  levels = [np.maximum(a, color.to_grey(b)), (a + color.to_grey(b).astype(float)) / 2, 0 * a, 0 * a]
+  assert document["disagreement"]["far"] == pytest.approx(np.std([x.mean() for x in levels]), abs=1)
+  assert "them</dt><dd>theirs · pictures of another program" in (
+    (tmp_path / "out" / "compare.html").read_text("utf-8")
+  )
+  table_lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
+  assert table_lines[2].split("|")[2].strip() == "EN"
+  assert [line.split("|")[1].strip() for line in table_lines[4:]] == [
+    "max",
+    "mean",
+    "them",
+    "theirs",
+  ]
+  brightest = max(document["models"].values(), key=lambda model: model["mean"]["EN"])["mean"]["EN"]
+  assert f"**{brightest:.4f}**" in table_lines[4] + table_lines[5] + table_lines[6]
+
+
+def test_a_label_of_a_model_and_of_pictures_is_refused(folder, tmp_path, capsys):
+  sources = [str(folder / "a"), str(folder / "b"), "-o", str(tmp_path / "out")]
+  assert main(["compare", *sources, "--models", "max", "--fused", f"max={tmp_path}"]) == 2
+  assert f"write OTHER={tmp_path}" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
 def test_volumes_are_in_the_table(tmp_path, capsys):
   values = np.random.default_rng(0).random((44, 46, 3), np.float32)
   for name in "ab":
@@ -247,7 +287,7 @@ def test_models_have_labels(words, found):
 @pytest.mark.parametrize(
   ("words", "error"),
   [
-    (",", "name one model at least"),
+    (",", "name one at least"),
     ("a/model.safetensors,b/model.safetensors", "both called model: write LABEL=b/model"),
     ("..", "write LABEL=.."),
   ],

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     metavar="DIR",
     required=True,
-    help="a folder for compare.html, .csv and .json, and a folder of fused pictures per model",
+    help="a folder for compare.html, .csv, .md and .json, and a folder of fused pictures per model",
   )
   parser.add_argument(
     "--models",
@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="small-v2,small,max,mean,overlay",
     help="released models, .safetensors files, workdirs, hf://OWNER/NAME or methods without "
     "weights (max, mean, overlay), where wanted as LABEL=MODEL (%(default)s)",
+  )
+  parser.add_argument(
+    "--fused",
+    metavar="DIR,DIR,...",
+    help="folders of what other programs made of the same pairs, named as the pairs, where wanted "
+    "as LABEL=DIR: they are measured and shown with the rest",
   )
   for name in _OPTIONS:
     add_option(parser, name, in_place_of(*sources) if name == "pairs" else None)
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     args.out,
     parse_models(args.models),
     FuseOptions(**{name: getattr(args, name) for name in _OPTIONS}),
+    given=parse_models(args.fused, "--fused") if args.fused else None,
     ssim_range=args.ssim_range,
     max_pictures=args.pictures,
   )

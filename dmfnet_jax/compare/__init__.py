@@ -1,6 +1,7 @@
 """`dmfnet compare`: the same pairs fused with several models, in one table and on one page."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -16,6 +17,7 @@ from dmfnet_jax.fusing.match import Pair, match_pairs
 from dmfnet_jax.fusing.measure import measure
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pairing import Naming
+from dmfnet_jax.fusing.triples import find_triples
 from dmfnet_jax.io import finite_json, paths
 from dmfnet_jax.messages import say
 
@@ -30,15 +32,16 @@ def compare_models(
   models: Mapping[str, str],
   options: FuseOptions,
   *,
+  given: Mapping[str, str] | None = None,
   ssim_range: float = 255,
   max_pictures: int = 100,
 ) -> int:
   """Fuses all pairs with each model, measures them, and writes a table and a page.
 
   The fused pictures go to OUT/LABEL as `fusing.files.fuse_files` writes them; the table of means to
-  stdout, OUT/compare.csv and, with the values of every pair, OUT/compare.json; the page to
-  OUT/compare.html. A model that cannot be used is named and the others go on. Pictures are read,
-  fused and measured as streams: how many there are does not matter for the memory.
+  stdout, OUT/compare.csv, OUT/compare.md and, with the values of every pair, OUT/compare.json; the
+  page to OUT/compare.html. A model that cannot be used is named and the others go on. Pictures are
+  read, fused and measured as streams: how many there are does not matter for the memory.
 
   Args:
     a: see `fuse_files`.
@@ -46,6 +49,7 @@ def compare_models(
     out: the folder, made where missing.
     models: label -> the model, as `parse_models` gives them.
     options: how to fuse; its `model` does not matter.
+    given: label -> a folder of what another program made of the same pairs, named as they are.
     ssim_range: see `dmfnet_jax.metrics.compute_metrics`.
     max_pictures: pairs that the page shows, worst disagreements first.
 
@@ -54,8 +58,12 @@ def compare_models(
 
   Raises:
     UserError: nothing can be done: what `fuse_files` says of the sources, or none of the models
-      could be used.
+      could be used, or a label is given twice.
   """
+  given = given or {}
+  for label in given:
+    if label in models:
+      raise UserError(f"--fused: {label} is a model of --models, too: write OTHER={given[label]}")
   folder = paths.as_path(out)
   if folder.is_file():
     raise UserError(f"{out}: give a folder for the results of all models, not a file")
@@ -74,6 +82,12 @@ def compare_models(
     except (UserError, MemoryError) as error:
       failed[label] = why_failed(error, "its pictures")
       say(f"error: model {label}: {failed[label]}")
+  for label, place in given.items():
+    try:
+      pairs[label], results[label] = _measure_given(a, b, place, naming, ssim_range)
+    except UserError as error:
+      failed[label] = why_failed(error, "its pictures")
+      say(f"error: {label}: {failed[label]}")
   if not results:
     raise UserError("none of the models could be used, see above")
 
@@ -86,6 +100,7 @@ def compare_models(
   document: dict[str, Any] = {**table.to_json(compared), "disagreement": found, "failed": failed}
   written = {
     "compare.csv": table.format_csv(compared),
+    "compare.md": table.format_markdown(compared),
     "compare.json": finite_json.dumps(document | facts, indent=1) + "\n",
     "compare.html": page.compare_page(
       compared, by_stem, found, failed, facts=facts, max_pictures=max_pictures
@@ -97,12 +112,13 @@ def compare_models(
   return 1 if failed or any(result.failures for result in results.values()) else 0
 
 
-def parse_models(words: str) -> dict[str, str]:
-  """Reads a list of models.
+def parse_models(words: str, option: str = "--models") -> dict[str, str]:
+  """Reads a list of models, or of folders.
 
   Args:
     words: released names, files, workdirs, addresses of the Hub or methods without weights, with
       commas between them; where wanted as LABEL=MODEL.
+    option: the one whose value this is, for messages.
 
   Returns:
     Label -> model. The label is otherwise the name without the folders and `.safetensors`.
@@ -116,13 +132,13 @@ def parse_models(words: str) -> dict[str, str]:
     label, model = labelled.groups() if labelled else (_label(word), word)
     if label in found:
       raise UserError(
-        f"--models: {found[label]} and {model} are both called {label}: write LABEL={model}"
+        f"{option}: {found[label]} and {model} are both called {label}: write LABEL={model}"
       )
     if not _LABEL.fullmatch(label):
-      raise UserError(f"--models: {word}: write LABEL={model}, LABEL of letters, digits, - and _")
+      raise UserError(f"{option}: {word}: write LABEL={model}, LABEL of letters, digits, - and _")
     found[label] = model
   if not found:
-    raise UserError("--models: name one model at least, such as small,max,mean,overlay")
+    raise UserError(f"{option}: name one at least, such as small,max,mean,overlay")
   return found
 
 
@@ -143,3 +159,17 @@ def _use(pairs: list[Pair], folder: Any, options: FuseOptions, ssim_range: float
   return Result(
     options.model, sha256, parameters, seconds, measured.pairs, failures | measured.failures
   )
+
+
+def _measure_given(
+  a: paths.PathLike | None,
+  b: paths.PathLike | None,
+  place: str,
+  naming: Naming,
+  ssim_range: float,
+) -> tuple[list[Pair], Result]:
+  """Measures what another program has made of the pairs; it has no costs that we know."""
+  found, failures = find_triples(a, b, place, naming=naming)
+  measured = measure(found, ssim_range=ssim_range)
+  result = Result(place, "", math.nan, math.nan, measured.pairs, failures | measured.failures)
+  return list(found.values()), result

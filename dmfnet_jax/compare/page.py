@@ -72,7 +72,9 @@ def compare_page(
 def _facts(compared: Compared, facts: Mapping[str, object]) -> Iterator[str]:
   told = {name: str(value) for name, value in facts.items()}
   for label, result in compared.results.items():
-    told[label] = f"{model_name(result.model)} · SHA-256 {result.model_sha256[:12]}"
+    sha256 = result.model_sha256[:12]
+    origin = f"SHA-256 {sha256}" if sha256 else "pictures of another program"
+    told[label] = f"{model_name(result.model)} · {origin}"
   yield '<dl class="facts">'
   yield from (f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in told.items())
   yield "</dl>\n"

@@ -22,17 +22,17 @@ class Result(NamedTuple):
   """What came of one model.
 
   Attributes:
-    model: the word that it was loaded by.
-    model_sha256: its fingerprint.
-    parameters: how many numbers its networks have.
-    seconds: of fusing a pair, see `timing.Timed.seconds`.
+    model: the word that it was loaded by; or the folder of what another program made.
+    model_sha256: its fingerprint; "" of another program.
+    parameters: how many numbers its networks have; NaN where nobody knows.
+    seconds: of fusing a pair, see `timing.Timed.seconds`; NaN where nobody knows.
     values: pair -> metric -> value.
     failures: pair -> why it was not fused or not measured.
   """
 
   model: str
   model_sha256: str
-  parameters: int
+  parameters: float
   seconds: float
   values: Mapping[str, Mapping[str, float]]
   failures: Mapping[str, str]
@@ -135,6 +135,17 @@ def format_csv(compared: Compared) -> str:
     count = len(compared.common or compared.results[label].values)
     writer.writerow([label, count, *(row[name] for name in COLUMNS), best_in])
   return written.getvalue()
+
+
+def format_markdown(compared: Compared) -> str:
+  """The table for a README or a paper's draft: the best of each column is bold."""
+  lines = [["", *COLUMNS], ["---", *["--:" for _ in COLUMNS]]]
+  for label, row in compared.rows.items():
+    values = {name: format_value(name, row[name]) for name in COLUMNS}
+    marked = [f"**{v}**" if label in compared.best[k] else v for k, v in values.items()]
+    lines.append([label, *marked])
+  told = f"{describe(compared).capitalize()}.\n\n"
+  return told + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_json(compared: Compared) -> dict[str, Any]:
