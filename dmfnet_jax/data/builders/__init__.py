@@ -270,7 +270,12 @@ def _write(builder, manual_dir: str | Path | None, beam: Any = None) -> None:
   config = tfds.download.DownloadConfig(manual_dir=manual_dir, beam_options=beam)
   # TFDS announces its progress on standard output, which is for our own answer. It makes a folder
   # for downloads even where, as here, nothing is downloaded.
-  with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as downloads:
+  progress = getattr(builder, "showing_progress", contextlib.nullcontext)
+  with (
+    contextlib.redirect_stdout(sys.stderr),
+    tempfile.TemporaryDirectory() as downloads,
+    progress(),
+  ):
     try:
       builder.download_and_prepare(
         download_dir=downloads, download_config=config, file_format="array_record"

@@ -23,11 +23,13 @@ dataset. What is done of a preparation that stops is kept in `data_dir/paired_vo
 all is there, and not done again.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +40,7 @@ import tensorflow_datasets as tfds
 from dmfnet_jax.data import builders
 from dmfnet_jax.data.builders import paired_folder
 from dmfnet_jax.errors import UserError, why_failed
-from dmfnet_jax.fusing import pairing
+from dmfnet_jax.fusing import pairing, stream
 from dmfnet_jax.fusing.kinds import PICTURE
 from dmfnet_jax.fusing.pairing import Naming, Source
 from dmfnet_jax.fusing.volumes import on_one_grid, read_volume
@@ -51,6 +53,8 @@ DARK = 10
 """Grey levels, of 255, up to which a pixel shows nothing."""
 MIN_SHARE = 0.02
 """Of a slice's pixels that show something, in A and in B each; a slice with less is left out."""
+
+_LOOK_SECONDS = 2  # between two looks at how far it is
 
 _LISTS = {f"{split}.txt": split for split in builders.SPLITS}
 _SUBJECT = re.compile(r"sub-[^_]+")
@@ -112,6 +116,7 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
     self._settings = Settings(axis, asked_a, asked_b, *flags)
     self._naming = Naming(suffix_a, suffix_b)
     self._beam = beam
+    self._names: set[str] = set()
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -136,6 +141,44 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
     import apache_beam as beam
 
     return beam.Create(list(pairs.items())) | beam.Reshuffle() | beam.FlatMap(cut)
+
+  @contextlib.contextmanager
+  def showing_progress(self) -> Iterator[None]:
+    """A bar of the pairs that are cut, wherever Beam does so: of what they leave in `work`.
+
+    Beam says nothing itself, and TFDS's own bar is of a builder in one process.
+    """
+    if not self._beam:
+      yield
+      return
+    ended = threading.Event()
+
+    def watch() -> None:
+      while not self._names and not ended.wait(_LOOK_SECONDS):
+        pass  # the subjects are not found yet
+      with stream.Progress(len(self._names), unit="pair of volumes") as bar:
+        shown = 0
+        while True:
+          is_last = ended.wait(_LOOK_SECONDS)
+          count = min(len(self._names), sum(1 for _ in self._finished()))
+          bar.done(count - shown)
+          shown = count
+          if is_last:
+            return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      thread.join()
+
+  def _finished(self) -> Iterator[Any]:
+    """What every pair that is done has left: its slices, or why it has none."""
+    for path in self.work.iterdir() if self.work.is_dir() else ():
+      if path.suffix in (".npz", ".json"):
+        yield path
 
   @property
   def work(self) -> Any:
