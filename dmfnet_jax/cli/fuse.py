@@ -9,6 +9,7 @@ from dmfnet_jax.cli.arguments import add_plugin, between, in_place_of, start_jax
 from dmfnet_jax.fusing.options import FIELDS, FuseOptions, flag
 
 _NEGATIVE = re.compile(r"-\.?\d")
+_ENDING = re.compile(r"-[^-].")  # not -o, which is an option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +62,14 @@ def add_option(parser: Any, name: str, action: Any = None) -> None:
 def join_values(words: Sequence[str]) -> list[str]:
   """Writes options and values as one word where argparse would mistake one for another.
 
-  In `--window-a -160,240` it would take the value for an option, in `--rgb A B` the source A for
-  the value.
+  In `--window-a -160,240` and `--suffix-a -T1` it would take the value for an option, in `--rgb A B`
+  the source A for the value.
   """
   joined: list[str] = []
   for word in words:
     last = joined[-1] if joined else ""
-    if last in ("--window-a", "--window-b") and _NEGATIVE.match(word):
+    is_window = last in ("--window-a", "--window-b") and _NEGATIVE.match(word)
+    if is_window or (last in ("--suffix-a", "--suffix-b") and _ENDING.match(word)):
       joined[-1] += f"={word}"
     elif last == "--rgb" and not word.startswith("-"):
       joined[-1:] = ["--rgb=4d"] if word == "4d" else ["--rgb=rgb24", word]

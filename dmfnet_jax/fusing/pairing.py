@@ -313,10 +313,14 @@ def _advice(in_a: Sources, in_b: Sources) -> str:
 
 
 def _common_ending(stems: Iterable[str]) -> str:
-  """The last word of all stems with its underscore, where it is the same."""
-  endings = {_last_word(stem) if "_" in stem else "" for stem in stems}
-  return endings.pop() if len(endings) == 1 else ""
+  """The last word of all stems with its underscore, or else its dash, where it is the same."""
+  stems = list(stems)
+  for mark in "_-":
+    endings = {_last_word(stem, mark) if mark in stem else "" for stem in stems}
+    if len(endings) == 1 and (ending := endings.pop()):
+      return ending
+  return ""
 
 
-def _last_word(stem: str) -> str:
-  return "_" + stem.rpartition("_")[2]
+def _last_word(stem: str, mark: str = "_") -> str:
+  return mark + stem.rpartition(mark)[2]

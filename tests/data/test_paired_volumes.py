@@ -103,6 +103,45 @@ def test_subjects_are_divided_whole(tmp_path):
     find_subjects(tmp_path)
 
 
+def lay_out(root, *names):
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_the_layout_of_ixi(tmp_path):
+  """Its archives hold IXI002-Guys-0828-T1.nii.gz and so on, one for each contrast."""
+  subjects = "IXI002-Guys-0828", "IXI012-HH-1211"
+  for letter, contrast in (("a", "T1"), ("b", "T2")):
+    lay_out(tmp_path / letter, *(f"{subject}-{contrast}.nii.gz" for subject in subjects))
+  with pytest.raises(UserError, match="add --option suffix_a=-T1 --option suffix_b=-T2"):
+    find_subjects(tmp_path)
+  divided = find_subjects(tmp_path, Naming("-T1", "-T2"))
+  found = {name: b.name for pairs in divided.values() for name, (_, (_, b)) in pairs.items()}
+  assert found == {subject: f"{subject}-T2.nii.gz" for subject in subjects}
+
+
+def test_the_layout_of_adni_in_bids(tmp_path, capsys):
+  """As converters write it: tracers and reconstructions are in the names, two tracers in one."""
+  scans = [("002S0295", "M000"), ("002S0295", "M012"), ("011S0023", "M000")]
+  for subject, session in scans:
+    name = f"sub-ADNI{subject}_ses-{session}"
+    folder = tmp_path / f"sub-ADNI{subject}" / f"ses-{session}"
+    lay_out(folder / "anat", f"{name}_T1w.nii.gz", f"{name}_T1w.json")
+    lay_out(folder / "pet", f"{name}_trc-18FFDG_rec-uniform_pet.nii.gz")
+  names = [f"sub-ADNI{subject}_ses-{session}" for subject, session in scans]
+  divided = find_subjects(tmp_path)
+  assert sorted(name for pairs in divided.values() for name in pairs) == names
+  assert "BIDS: A is *_T1w, B is *_pet; --option suffix_a and" in capsys.readouterr().err
+  lay_out(folder / "pet", f"{name}_trc-18FAV45_rec-uniform_pet.nii.gz")
+  with pytest.raises(UserError, match="sub-ADNI011S0023"):
+    find_subjects(tmp_path)
+  amyloid = Naming("_T1w", "_trc-18FAV45_rec-uniform_pet")
+  ((one,),) = find_subjects(tmp_path, amyloid).values()
+  assert one == names[-1]
+
+
 def test_folders_and_lists_say_the_split(tmp_path):
   write_folders(tmp_path / "train", "pq")
   write_folders(tmp_path / "val", "r")
@@ -128,7 +167,7 @@ def test_what_is_missing_is_named(tmp_path):
   with pytest.raises(UserError, match=r"b: no such folder"):
     find_subjects(tmp_path)
   write(tmp_path / "b" / "x_pet.nii.gz")
-  with pytest.raises(UserError, match="--suffix-a _T1w"):
+  with pytest.raises(UserError, match="add --option suffix_a=_T1w --option suffix_b=_pet"):
     find_subjects(tmp_path)
   assert list(find_subjects(tmp_path, Naming("_T1w", "_pet"))["train"]) == ["x"]
   with pytest.raises(UserError, match=r"no option 'plane'; it has axis"):

@@ -49,6 +49,12 @@ def test_the_error_names_the_endings_that_would_do(tmp_path, model):
   write(tmp_path, "a/1_mri.png", "a/2_mri.png", "b/1_ct.png", "b/2_ct.png")
   with pytest.raises(UserError, match=r"add --suffix-a _mri --suffix-b _ct$"):
     fuse(tmp_path / "a", tmp_path / "b", tmp_path / "out")
+  write(tmp_path, "c/1-x-T1.png", "c/2-y-T1.png", "d/1-x.png", "d/2-y.png")
+  with pytest.raises(UserError, match=r"add --suffix-a -T1$"):
+    fuse(tmp_path / "c", tmp_path / "d", tmp_path / "out")
+  words = [str(tmp_path / "c"), str(tmp_path / "d"), "-o", str(tmp_path / "cd")]
+  assert main(["fuse", *words, "--suffix-a", "-T1"]) == 0
+  assert listing(tmp_path / "cd") == ["1-x.png", "2-y.png"]
 
 
 BIDS = ("sub-01/anat/sub-01_T1w.png", "sub-01/pet/sub-01_trc-fdg_pet.png")

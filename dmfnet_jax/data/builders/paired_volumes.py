@@ -253,17 +253,28 @@ def _pairs(folder: Path, naming: Naming) -> Pairs:
       both = [folder, folder]
     if not both[1].is_dir():
       raise UserError(f"{both[1]}: no such folder; expected {_LAYOUTS}")
-    found = pairing.match_folders(both, [paths.list_files(place) for place in both], naming)
+    try:
+      found = pairing.match_folders(both, [paths.list_files(place) for place in both], naming)
+    except UserError as error:
+      raise UserError(_as_options(str(error))) from error
   for note in found.notes:
-    say(note)
+    say(_as_options(note))
   if found.alone:
     say(f"warning: without a partner: {first_of([str(path) for path in found.alone])}")
   pictures = [name for name, ((kind, _), _) in found.pairs.items() if kind == PICTURE]
   if pictures:
     raise UserError(f"{folder}: {first_of(pictures)}: pictures are for paired_folder")
   if not found.pairs:
-    raise UserError(f"no pairs of volumes in {folder}; expected {_LAYOUTS}. {found.advice}")
+    advice = _as_options(found.advice)
+    raise UserError(f"no pairs of volumes in {folder}; expected {_LAYOUTS}. {advice}")
   return found.pairs
+
+
+def _as_options(told: str) -> str:
+  """What `dmfnet fuse` says of its options, in the words of `dmfnet data prepare`."""
+  told = told.replace("--pairs takes a list", "pairs.csv lists pairs")
+  with_value = re.sub(r"--suffix-([ab]) (?=[_-])", r"--option suffix_\1=", told)
+  return re.sub(r"--suffix-([ab])", r"--option suffix_\1", with_value)
 
 
 def _divide(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
