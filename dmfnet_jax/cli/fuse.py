@@ -62,8 +62,8 @@ def add_option(parser: Any, name: str, action: Any = None) -> None:
 def join_values(words: Sequence[str]) -> list[str]:
   """Writes options and values as one word where argparse would mistake one for another.
 
-  In `--window-a -160,240` and `--suffix-a -T1` it would take the value for an option, in `--rgb A B`
-  the source A for the value.
+  In `--window-a -160,240` and `--suffix-a -T1` it would take the value for an option, in `--rgb
+  A B` the source A for the value.
   """
   joined: list[str] = []
   for word in words:
