@@ -9,6 +9,7 @@ results are not the paper's.
 from collections.abc import Callable
 from typing import Any
 
+from dmfnet_jax import losses
 from dmfnet_jax.errors import UserError, check_choice
 from dmfnet_jax.methods.method import Array, Compute, Config, Images, Method, Params
 from dmfnet_jax.methods.waveae import stages
@@ -38,14 +39,7 @@ def defaults(stage: int) -> dict[str, Any]:
       # networks alone. "rebuild" trains an autoencoder of the sources; a run that begins from it
       # (`start`) fuses.
       "objective": "fuse",
-      "intensity_weight": 1.5,  # mean |F - max(A, B)|
-      "overlap": 0.0,  # share of the darker source that the intensity's target has besides
-      "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
-      "gradient_gain": 1.0,  # what the gradient's target is multiplied by
-      "ssim_weight": 0.5,  # 1 - structure similarity
-      "lost_weight": 0.0,  # mean max(0, max(A, B) - F - lost_margin)^2
-      "lost_margin": 0.12,  # of the images' range of 2
-      "invention_weight": 0.0,  # mean distance of F outside of the sources' local envelope
+      **losses.FUSION_WEIGHTS,
       "edge_weight": 0.0,  # mean |details of F - the larger ones of A and B|, of one Haar level
     },
   }

@@ -1,5 +1,7 @@
 """Stage II's loss and its gradient are the published program's."""
 
+import inspect
+
 import golden_weights
 import jax
 import jax.numpy as jnp
@@ -124,3 +126,9 @@ def test_what_a_reader_objects_to_costs_what_it_should():
   np.testing.assert_allclose(
     terms["gradient"], 0.25 * (np.asarray(border) > 0).sum() / 32**2 + 0.25 * 900 / 32**2, rtol=1e-2
   )
+
+
+def test_a_config_has_what_the_function_takes_by_itself():
+  parameters = inspect.signature(losses.fusion_loss).parameters.values()
+  own = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+  assert own == losses.FUSION_WEIGHTS
