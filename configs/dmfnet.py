@@ -38,7 +38,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   if chosen.size in ("small-fast", "small-v2", "infrared") and config.stage == 2:
     config.features.timesteps = (5,)
   if chosen.size == "small-v2" and config.stage == 2:
-    small_v2(config)
+    common.reader_loss(config)  # on `small-fast`
   if chosen.size == "infrared" and config.stage == 2:
     infrared(config)
   if chosen.size == "tiny":
@@ -82,14 +82,6 @@ def small(config: ml_collections.ConfigDict) -> None:
     config.num_train_steps = 3_500
     config.checkpoint_every_steps = 500
     config.optimizer.learning_rate = 2e-3  # the paper's 1e-4 is for 198,600 steps
-
-
-def small_v2(config: ml_collections.ConfigDict) -> None:
-  """Stage 2 of `small-v2`, on `small-fast`: what a reader objects to costs something."""
-  config.loss.update(lost_weight=12.0, lost_margin=0.15)  # no dark lines in bone, no black rings
-  config.loss.invention_weight = 3.5
-  config.loss.update(gradient_gain=1.42, gain_half=4.0)  # wins back the edges that these cost
-  config.loss.update(overlap=0.14, overlap_power=1.0)  # lifts bright tracer, and not a CT's brain
 
 
 def infrared(config: ml_collections.ConfigDict) -> None:

@@ -44,8 +44,7 @@ def paper(stage: int) -> ml_collections.ConfigDict:
 def small(config: ml_collections.ConfigDict) -> None:
   """For two CPU cores and the Harvard pairs, with the loss of DM-FNet's `small-v2`."""
   config.network.growth = 8
-  config.loss.update(lost_weight=12.0, lost_margin=0.15, invention_weight=3.5)
-  config.loss.update(gradient_gain=1.42, gain_half=4.0, overlap=0.14, overlap_power=1.0)
+  common.reader_loss(config)
   config.batch_size = 2
   config.num_train_steps = 3_500
   config.log_every_steps = 25

@@ -136,23 +136,6 @@ def structure_similarity(fused: Array, a: Array, b: Array) -> Array:
   return jnp.mean(jnp.where(var_a >= var_b, structure_a, structure_b), axis=_PER_IMAGE)
 
 
-FUSION_WEIGHTS: dict[str, float] = {
-  "intensity_weight": 1.5,  # mean |F - max(A, B)|
-  "overlap": 0.0,  # share of the darker source that the intensity's target has besides
-  "overlap_power": 0.0,  # 1: the overlap is weighed by the brighter source's brightness
-  "mean_share": 0.0,  # of (A + B) / 2 in the intensity's target; the rest is max(A, B)
-  "gradient_weight": 1.0,  # mean |grad F - max(grad A, grad B)|
-  "gradient_gain": 1.0,  # what the gradient's target is multiplied by
-  "gain_half": 0.0,  # the gradient at which half of the gain is reached; 0: all everywhere
-  "gradient_floor": 0.0,  # taken off the gradient's target first, down to 0: noise
-  "ssim_weight": 0.5,  # 1 - structure similarity
-  "lost_weight": 0.0,  # mean max(0, max(A, B) - F - lost_margin)^2
-  "lost_margin": 0.12,  # of the images' range of 2
-  "invention_weight": 0.0,  # mean distance of F outside of the sources' local envelope
-}
-"""Of `fusion_loss`: what a config has where nobody says another."""
-
-
 def fusion_loss(
   fused: Array,
   a: Array,
@@ -231,3 +214,7 @@ def fusion_loss(
     terms["invention"] = jnp.mean(outside_envelope(fused, a, b, axes=(1, 2)), axis=_PER_IMAGE)
     loss += invention_weight * terms["invention"]
   return loss, terms
+
+
+FUSION_WEIGHTS: dict[str, float] = dict(fusion_loss.__kwdefaults__ or {})
+"""Of `fusion_loss`: what a config has where nobody says another."""

@@ -75,19 +75,16 @@ def compare_models(
   paths.make_folder(folder)
   results: dict[str, Result] = {}
   failed: dict[str, str] = {}
-  for label, model in models.items():
+  for label in (*models, *given):
     try:
-      asked = dataclasses.replace(options, model=model)
-      results[label] = _use(pairs[label], folder / label, asked, ssim_range)
+      if label in given:
+        pairs[label], results[label] = _measure_given(a, b, given[label], naming, ssim_range)
+      else:
+        asked = dataclasses.replace(options, model=models[label])
+        results[label] = _use(pairs[label], folder / label, asked, ssim_range)
     except (UserError, MemoryError) as error:
       failed[label] = why_failed(error, "its pictures")
       say(f"error: model {label}: {failed[label]}")
-  for label, place in given.items():
-    try:
-      pairs[label], results[label] = _measure_given(a, b, place, naming, ssim_range)
-    except UserError as error:
-      failed[label] = why_failed(error, "its pictures")
-      say(f"error: {label}: {failed[label]}")
   if not results:
     raise UserError("none of the models could be used, see above")
 

@@ -160,7 +160,7 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
         shown = 0
         while True:
           is_last = ended.wait(_LOOK_SECONDS)
-          count = min(len(self._names), sum(1 for _ in self._finished()))
+          count = min(len(self._names), self._count_finished())
           bar.done(count - shown)
           shown = count
           if is_last:
@@ -174,11 +174,10 @@ class PairedVolumes(tfds.core.GeneratorBasedBuilder):
       ended.set()
       thread.join()
 
-  def _finished(self) -> Iterator[Any]:
-    """What every pair that is done has left: its slices, or why it has none."""
-    for path in self.work.iterdir() if self.work.is_dir() else ():
-      if path.suffix in (".npz", ".json"):
-        yield path
+  def _count_finished(self) -> int:
+    """Pairs that have left what they leave: their slices, or why they have none."""
+    files = self.work.iterdir() if self.work.is_dir() else ()
+    return sum(path.suffix in (".npz", ".json") for path in files)
 
   @property
   def work(self) -> Any:

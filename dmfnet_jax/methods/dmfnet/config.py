@@ -48,7 +48,7 @@ def defaults(stage: int) -> dict[str, Any]:
     },
     "loss": {
       "fn": "fusion",  # or a function of yours, "my_module:my_loss": (fused, a, b) to [B], terms
-      **losses.FUSION_WEIGHTS,
+      **losses.FUSION_WEIGHTS,  # `losses.fusion_loss` says what each means
     },
   }
 

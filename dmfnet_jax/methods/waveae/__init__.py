@@ -39,7 +39,7 @@ def defaults(stage: int) -> dict[str, Any]:
       # networks alone. "rebuild" trains an autoencoder of the sources; a run that begins from it
       # (`start`) fuses.
       "objective": "fuse",
-      **losses.FUSION_WEIGHTS,
+      **losses.FUSION_WEIGHTS,  # `losses.fusion_loss` says what each means
       "edge_weight": 0.0,  # mean |details of F - the larger ones of A and B|, of one Haar level
     },
   }
