@@ -6,8 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
 from golden_check import GRADIENT, Computed
 from golden_weights import GOLDEN_DIR, nchw
 
@@ -59,27 +57,31 @@ def equalize(levels):
 
 def resnet18(state, image):
   """The last feature map of ResNet-18 (arXiv 1512.03385) in evaluation, of [1, 3, H, W]."""
-  state = {key.removeprefix("resnet18."): torch.from_numpy(v) for key, v in state.items()}
+  state = {key.removeprefix("resnet18."): value for key, value in state.items()}
 
   def conv(x, name, stride=1):
     kernel = state[f"{name}.weight"]
-    return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+    padding = [(kernel.shape[-1] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding)
 
   def norm(x, name):
     names = ("running_mean", "running_var", "weight", "bias")
-    return F.batch_norm(x, *(state[f"{name}.{n}"] for n in names))
+    mean, variance, scale, bias = (state[f"{name}.{n}"][:, None, None] for n in names)
+    return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
 
-  x = F.relu(norm(conv(torch.from_numpy(image), "conv1", 2), "bn1"))
-  x = F.max_pool2d(x, 3, 2, 1)
+  x = jax.nn.relu(norm(conv(image, "conv1", 2), "bn1"))
+  x = jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1))
+  )
   for level in range(1, 5):
     for block in range(2):
       name, stride = f"layer{level}.{block}", 2 if level > 1 and block == 0 else 1
-      h = F.relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.bn1"))
+      h = jax.nn.relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.bn1"))
       h = norm(conv(h, f"{name}.conv2"), f"{name}.bn2")
       if stride == 2:
         x = norm(conv(x, f"{name}.downsample.0", 2), f"{name}.downsample.1")
-      x = F.relu(x + h)
-  return x.numpy()
+      x = jax.nn.relu(x + h)
+  return x
 
 
 def compute(arrays, draw):
@@ -151,7 +153,7 @@ def compute(arrays, draw):
   found["equalized_u8"] = Computed(equalized, 0.0)
   lumas = equalized[None, ..., None].astype(np.float32) / 255, pictures["enhancer"]
   maps = [
-    resnet18(states["resnet18"], np.array(nchw(objectives.to_rgb(jnp.asarray(luma), chroma))))
+    resnet18(states["resnet18"], nchw(objectives.to_rgb(jnp.asarray(luma), chroma)))
     for luma in lumas
   ]
   histogram = np.mean((maps[0] - maps[1]) ** 2)
