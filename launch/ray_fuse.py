@@ -371,8 +371,11 @@ def _fuse(args: argparse.Namespace, job: Job, left: Any) -> tuple[int, int]:
       shown = total - left.num_rows
       if not left.num_rows:
         return len(fused), len(failed)
-      if left.num_rows == total > 8 * size:
-        raise UserError("no worker ends a part: see the logs in /tmp/ray/session_latest/logs")
+      if left.num_rows > max(8 * size, total // 2):
+        raise UserError(
+          f"workers are lost before they end a part; {shown} of {total} pairs are done: see the logs "
+          "in /tmp/ray/session_latest/logs; the same command goes on"
+        )
       if not alone:
         say(f"warning: workers were lost: {left.num_rows} pairs are to be done again")
     rows = [_record(key, _FAILED, LOST, 0.0) for key in left["key"].to_pylist()]
@@ -418,10 +421,11 @@ def _run(args: argparse.Namespace, job: Job, left: Any, size: int) -> Iterator[A
 
   context = ray.data.DataContext.get_current()
   context.enable_progress_bars = False
-  context.max_errored_blocks = -1  # that a worker was lost is not the end
   needs, count = _needs(ray.nodes(), args)
   rows = size * -(-left.num_rows // (size * _MAX_TASKS))
   blocks = [left.slice(i, rows).combine_chunks() for i in range(0, left.num_rows, rows)]
+  # That a worker was lost is not the end, that each one is lost is.
+  context.max_errored_blocks = 100 + len(blocks) // 10
   workers = ray.data.ActorPoolStrategy(
     min_size=1,
     initial_size=min(count, len(blocks)),
@@ -430,16 +434,17 @@ def _run(args: argparse.Namespace, job: Job, left: Any, size: int) -> Iterator[A
     max_tasks_in_flight_per_actor=1 if size == 1 else None,
   )
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", ".*ray_remote_args")  # as which `max_restarts` still goes
+    warnings.filterwarnings("ignore", ".*ray_remote_args")  # as which these still go
     records = ray.data.from_arrow(blocks).map_batches(
       Worker,
       fn_constructor_args=(job,),
       batch_size=size,
       batch_format="pyarrow",
       compute=workers,
-      # A worker that dies is replaced, and what it had is done by the next pass: Ray would keep it
-      # for the same worker, which nothing brings back where its machine is gone.
-      max_restarts=0,
+      # A worker that dies begins anew where there is room, and what it had is done by the next pass:
+      # Ray would keep it for the same worker, which nothing brings back where its machine is gone.
+      max_restarts=-1,
+      max_task_retries=0,
       **needs,
     )
   # An answer that was lost on its way is found in the records.
