@@ -373,8 +373,8 @@ def _fuse(args: argparse.Namespace, job: Job, left: Any) -> tuple[int, int]:
         return len(fused), len(failed)
       if left.num_rows > max(8 * size, total // 2):
         raise UserError(
-          f"workers are lost before they end a part; {shown} of {total} pairs are done: see the logs "
-          "in /tmp/ray/session_latest/logs; the same command goes on"
+          f"workers are lost before they end a part; {shown} of {total} pairs are done: see the "
+          "logs in /tmp/ray/session_latest/logs; the same command goes on"
         )
       if not alone:
         say(f"warning: workers were lost: {left.num_rows} pairs are to be done again")
@@ -441,8 +441,8 @@ def _run(args: argparse.Namespace, job: Job, left: Any, size: int) -> Iterator[A
       batch_size=size,
       batch_format="pyarrow",
       compute=workers,
-      # A worker that dies begins anew where there is room, and what it had is done by the next pass:
-      # Ray would keep it for the same worker, which nothing brings back where its machine is gone.
+      # A worker that dies begins anew where there is room. What it had is done by the next pass:
+      # Ray would keep it for that worker, which nothing brings back where its machine is gone.
       max_restarts=-1,
       max_task_retries=0,
       **needs,
