@@ -13,6 +13,7 @@ def run_defaults() -> dict[str, Any]:
     "dataset": "harvard_mmif",
     "data_dir": "data",
     "crop_size": 160,  # training crops, pixels; a multiple of 16
+    "flip": True,  # training crops, along each axis with probability 1/2
     "num_workers": 0,  # reading processes; 0: threads of the main process
     # The run.
     "seed": 0,  # of the parameters, the data's order and cuts, noise and dropout

@@ -84,6 +84,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | epath.P
     crop_size=config.crop_size,
     batch_size=config.batch_size,
     seed=config.seed,
+    flip=config.flip,
     num_workers=config.num_workers,
     **wanted,
   )

@@ -4,9 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmfnet_jax.data import pipeline
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.fusing import classification
 from dmfnet_jax.io import seven_point
 from dmfnet_jax.io.pictures import stretch, to_float, write_image
 
@@ -174,3 +176,17 @@ def test_the_made_up_rule_is_what_it_says():
   np.testing.assert_array_equal(again, dermoscopic)
   assert set(made_lesions.COUNTS) == {"train", "validation"}
   assert "made_lesions" in builders.DATASETS
+
+
+def test_made_up_lesions_are_written_as_they_are_classified(tmp_path):
+  made_lesions.write_files(tmp_path)
+  names = [f"validation_{i:03d}" for i in range(made_lesions.COUNTS["validation"])]
+  rows = classification.read_table(tmp_path / "rows.csv")
+  assert list(rows) == names
+  clinical, dermoscopic, row = made_lesions.made_lesion(names[7])
+  for source, picture in (("clinical", clinical), ("dermoscopic", dermoscopic)):
+    assert len(list((tmp_path / source).iterdir())) == len(names)
+    written = np.asarray(Image.open(tmp_path / source / f"{names[7]}.png"))
+    np.testing.assert_array_equal(written, picture)
+  for of in (seven_point.FACTS, tuple(seven_point.CRITERIA.items())):
+    assert {column: rows[names[7]][column] for column, _ in of} == {c: row[c] for c, _ in of}

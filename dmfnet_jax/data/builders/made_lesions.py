@@ -9,13 +9,15 @@ difficulty say the diagnosis outright, as they nearly do in truth.
 240 examples for training and 60 for validation, 64 x 64. Every class is as probable as the others.
 """
 
+import csv
 import zlib
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from dmfnet_jax.data.builders.derm7pt import features
-from dmfnet_jax.io import seven_point
+from dmfnet_jax.io import paths, pictures, seven_point
 
 COUNTS = {"train": 240, "validation": 60}
 SIDE = 64
@@ -40,8 +42,7 @@ class MadeLesions(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in COUNTS}
 
   def _generate_examples(self, split: str):
-    for i in range(COUNTS[split]):
-      name = f"{split}_{i:03d}"
+    for name in _names(split):
       clinical, dermoscopic, row = made_lesion(name)
       yield (
         name,
@@ -94,6 +95,30 @@ def made_lesion(name: str) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     for picture in (clinical, dermoscopic)
   )
   return *pictures, row  # type: ignore[return-value]
+
+
+def write_files(folder: str | Path, split: str = "validation") -> None:
+  """Writes a split as `dmfnet classify` reads it: two folders of PNG and `rows.csv`.
+
+  The table has the classes, too, in columns that a model does not look at.
+  """
+  place = Path(folder)
+  for source in ("clinical", "dermoscopic"):
+    paths.make_folder(place / source)
+  rows = []
+  for name in _names(split):
+    clinical, dermoscopic, row = made_lesion(name)
+    pictures.write_image(place / "clinical" / f"{name}.png", clinical)
+    pictures.write_image(place / "dermoscopic" / f"{name}.png", dermoscopic)
+    rows.append({"name": name} | row)
+  with (place / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+    table = csv.DictWriter(file, list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+
+
+def _names(split: str) -> list[str]:
+  return [f"{split}_{i:03d}" for i in range(COUNTS[split])]
 
 
 def _disc(
