@@ -11,7 +11,7 @@ Sizes:
 - paper: a generator of 3,872,259 parameters, with the decoders that only training needs, against a
   discriminator of 391,041; 400 epochs of BraTS' slices in four patches of 128 each, batches of 128
   slices as the program's README has them.
-- small: half the width, for slices of eight subjects on two CPU cores; under an hour.
+- small: half the width, for slices of a few subjects on two CPU cores; a quarter of an hour.
 - tiny: about a minute on two cores and simulated contrasts (`dmfnet data prepare mni_contrasts`): to
   try the program, not to make good pictures.
 """
