@@ -32,7 +32,7 @@ lint: install
 
 # libtpu, once loaded, makes JAX's profiler crash: what loads it has a process of its own.
 test: install lint
-	$(BIN)/pytest -m "not libtpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -m "not libtpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m libtpu
 
 # The guides and the API reference, in site/; a warning is an error.

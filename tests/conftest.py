@@ -150,7 +150,12 @@ def libtpu():
 
 
 def pytest_collection_modifyitems(items):
-  """Marks what loads libtpu: JAX's profiler crashes where it has been loaded."""
+  """Marks what loads libtpu: JAX's profiler crashes where it has been loaded.
+
+  And puts files with slow tests first: at the end one of them would leave other workers idle.
+  """
   for item in items:
     if "libtpu" in getattr(item, "fixturenames", ()):
       item.add_marker("libtpu")
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)

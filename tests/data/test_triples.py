@@ -110,3 +110,20 @@ def test_the_template_gives_three_sources_and_their_fusion():
   warm, warm_target = (x[..., 0].astype(int) - x[..., 2] for x in (pet, target))
   coloured = np.abs(warm) > 50
   assert (np.sign(warm) == np.sign(warm_target))[coloured].mean() > 0.95
+
+
+def test_the_validation_is_written_as_it_is_fused(tmp_path, monkeypatch):
+  monkeypatch.setattr(mni_triples.mni_template, "PLANES", ("coronal",))
+  mni_triples.write_files(tmp_path, factor=4)
+  folders = {name: sorted((tmp_path / name).iterdir()) for name in ("a", "b", "c", "target")}
+  names = [path.name for path in folders["target"]]
+  wanted = mni_triples.mni_template.split_indices("coronal")["validation"]
+  assert names == [f"coronal_{index:03d}.png" for index in sorted(wanted)]
+  assert all([path.name for path in paths] == names for paths in folders.values())
+  *sources, target, _ = mni_triples.mni_triple("coronal", min(wanted))
+  np.testing.assert_array_equal(read_image(folders["target"][0]), target)
+  for name, sharp in zip("abc", sources, strict=True):
+    coarse = read_image(folders[name][0]).astype(float)
+    assert coarse.shape[:2] == (64, 64)
+    means = sharp.reshape(64, 4, 64, 4, -1).mean((1, 3)).squeeze()
+    assert np.abs((coarse if coarse.ndim == means.ndim else coarse[..., 0]) - means).mean() < 6

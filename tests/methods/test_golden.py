@@ -38,6 +38,7 @@ def run(name, file, *options):
   return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file"), CHECKS)
 def test_goldens_are_met(name, file):
   path = TESTS / "golden" / f"{file}.npz"

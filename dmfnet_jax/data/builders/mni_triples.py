@@ -10,14 +10,16 @@ Good for a first run, as `mni_pairs` is. A model can learn no better than the ru
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 from scipy import ndimage
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.data.builders import mni_template
-from dmfnet_jax.io import color
+from dmfnet_jax.io import color, paths, pictures
 
 _SCALES = (1, 2, 4, 8)  # pixels, deviations of the Gaussians between the bands
 # How much a source's detail counts. PET's is coarse, and of its noise.
@@ -62,6 +64,26 @@ def mni_triple(
   t1, pet, name = mni_template.mni_pair("PET", plane, index)
   _, ct, _ = mni_template.mni_pair("CT", plane, index)
   return t1, ct, pet, fuse_sharp((t1, ct, pet), _DETAIL), name.removeprefix("pet_")
+
+
+def write_files(folder: str | Path, factor: int = 2) -> None:
+  """Writes the validation's sources, made coarse, and their targets: PNG in a, b, c and target.
+
+  Args:
+    folder: of the four folders.
+    factor: the targets' sides over the sources'.
+  """
+  place = Path(folder)
+  for name in ("a", "b", "c", "target"):
+    paths.make_folder(place / name)
+  for plane in mni_template.PLANES:
+    for index in mni_template.split_indices(plane)["validation"]:
+      *sources, target, name = mni_triple(plane, index)
+      for source, sharp in zip("abc", sources, strict=True):
+        size = tuple(side // factor for side in sharp.shape[1::-1])
+        coarse = np.asarray(Image.fromarray(sharp).resize(size, Image.Resampling.BICUBIC))
+        pictures.write_image(place / source / f"{name}.png", coarse)
+      pictures.write_image(place / "target" / f"{name}.png", target)
 
 
 def fuse_sharp(sources: Sequence[np.ndarray], detail: Sequence[float]) -> np.ndarray:
