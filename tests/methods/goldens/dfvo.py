@@ -66,7 +66,7 @@ def resnet18(state, image):
 
   def norm(x, name):
     names = ("running_mean", "running_var", "weight", "bias")
-    mean, variance, scale, bias = (state[f"{name}.{n}"][:, None, None] for n in names)
+    mean, variance, scale, bias = (state[f"{name}.{n}"][None, :, None, None] for n in names)
     return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
 
   x = jax.nn.relu(norm(conv(image, "conv1", 2), "bn1"))
