@@ -25,13 +25,13 @@ from dmfnet_jax.weights.files import complete, read_weights, save_weights
 from dmfnet_jax.weights.workdir import model_config
 
 NAMES = methods.names()
-# Smaller than `tiny`, for compile time: what a method does does not depend on its width.
+# Smaller than `tiny`, for compile time: what is asked here does not depend on width or levels.
 SMALLER = {
   "dmfnet": {
     1: ["unet.width=8", "unet.multipliers=(1,2)", "unet.num_res_blocks=1", "unet.norm_groups=4"],
   },
   "adafuse": {1: ["network.widths=(4,8)", "network.patch=32", "network.depth=0"]},
-  "deform3d": {1: ["crop_size=16"]},
+  "deform3d": {1: ["crop_size=16", "network.depths=(1,)", "network.heads=(3,)"]},
   "hinet": {1: ["network.width=4", "crop_size=48"]},
   "tformer": {1: ["network.depths=(1,1,1,1)"]},
   "waveae": {1: ["network.levels=1", "network.convs=1"]},
