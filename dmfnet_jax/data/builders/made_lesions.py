@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dmfnet_jax.data.builders.derm7pt import features
-from dmfnet_jax.io import paths, pictures, seven_point
+from dmfnet_jax.io import paths, seven_point
+from dmfnet_jax.io.pictures import write_image
 
 COUNTS = {"train": 240, "validation": 60}
 SIDE = 64
@@ -108,8 +109,8 @@ def write_files(folder: str | Path, split: str = "validation") -> None:
   rows = []
   for name in _names(split):
     clinical, dermoscopic, row = made_lesion(name)
-    pictures.write_image(place / "clinical" / f"{name}.png", clinical)
-    pictures.write_image(place / "dermoscopic" / f"{name}.png", dermoscopic)
+    write_image(place / "clinical" / f"{name}.png", clinical)
+    write_image(place / "dermoscopic" / f"{name}.png", dermoscopic)
     rows.append({"name": name} | row)
   with (place / "rows.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, list(rows[0]))

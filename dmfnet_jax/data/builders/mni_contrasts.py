@@ -35,11 +35,10 @@ class MniContrasts(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in ("train", "validation")}
 
   def _generate_examples(self, split: str):
-    for plane in mni_template.PLANES:
-      for index in mni_template.split_indices(plane)[split]:
-        name, slices = mni_slices(plane, index)
-        pictures = {contrast: x[..., None] for contrast, x in slices.items()}
-        yield name, pictures | {"name": name, "modality": "MRI"}
+    for plane, index in mni_template.slices_of(split):
+      name, slices = mni_slices(plane, index)
+      pictures = {contrast: x[..., None] for contrast, x in slices.items()}
+      yield name, pictures | {"name": name, "modality": "MRI"}
 
 
 def mni_slices(plane: str, index: int) -> tuple[str, dict[str, np.ndarray]]:

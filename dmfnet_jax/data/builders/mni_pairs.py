@@ -65,7 +65,6 @@ class MniPairs(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str):
     for modality in mni_template.MODALITIES:
-      for plane in mni_template.PLANES:
-        for index in mni_template.split_indices(plane)[split]:
-          a, b, name = mni_template.mni_pair(modality, plane, index)
-          yield name, {"a": a[..., None], "b": b, "name": name, "modality": modality}
+      for plane, index in mni_template.slices_of(split):
+        a, b, name = mni_template.mni_pair(modality, plane, index)
+        yield name, {"a": a[..., None], "b": b, "name": name, "modality": modality}

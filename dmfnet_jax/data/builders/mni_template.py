@@ -14,6 +14,7 @@ ones are used, lest one picture stand in two splits.
 import functools
 import importlib.util
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,13 @@ def split_indices(plane: str) -> dict[str, list[int]]:
     "train": [i for i in indices if all(i < b - GAP or i >= e + GAP for b, e in blocks)],
     "validation": [i for i in indices if any(b <= i < e for b, e in blocks)],
   }
+
+
+def slices_of(split: str) -> Iterator[tuple[str, int]]:
+  """Plane and index of every slice of a split, plane by plane."""
+  for plane in PLANES:
+    for index in split_indices(plane)[split]:
+      yield plane, index
 
 
 def mni_pair(modality: str, plane: str, index: int) -> tuple[np.ndarray, np.ndarray, str]:

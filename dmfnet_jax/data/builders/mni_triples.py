@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.data.builders import mni_template
-from dmfnet_jax.io import color, paths, pictures
+from dmfnet_jax.io import color, paths
+from dmfnet_jax.io.pictures import write_image
 
 _SCALES = (1, 2, 4, 8)  # pixels, deviations of the Gaussians between the bands
 # How much a source's detail counts. PET's is coarse, and of its noise.
@@ -42,11 +43,10 @@ class MniTriples(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in ("train", "validation")}
 
   def _generate_examples(self, split: str):
-    for plane in mni_template.PLANES:
-      for index in mni_template.split_indices(plane)[split]:
-        t1, ct, pet, target, name = mni_triple(plane, index)
-        pictures = {"a": t1[..., None], "b": ct, "c": pet, "target": target}
-        yield name, pictures | {"name": name, "modality": "other"}
+    for plane, index in mni_template.slices_of(split):
+      t1, ct, pet, target, name = mni_triple(plane, index)
+      pictures = {"a": t1[..., None], "b": ct, "c": pet, "target": target}
+      yield name, pictures | {"name": name, "modality": "other"}
 
 
 def mni_triple(
@@ -76,14 +76,13 @@ def write_files(folder: str | Path, factor: int = 2) -> None:
   place = Path(folder)
   for name in ("a", "b", "c", "target"):
     paths.make_folder(place / name)
-  for plane in mni_template.PLANES:
-    for index in mni_template.split_indices(plane)["validation"]:
-      *sources, target, name = mni_triple(plane, index)
-      for source, sharp in zip("abc", sources, strict=True):
-        size = tuple(side // factor for side in sharp.shape[1::-1])
-        coarse = np.asarray(Image.fromarray(sharp).resize(size, Image.Resampling.BICUBIC))
-        pictures.write_image(place / source / f"{name}.png", coarse)
-      pictures.write_image(place / "target" / f"{name}.png", target)
+  for plane, index in mni_template.slices_of("validation"):
+    *sources, target, name = mni_triple(plane, index)
+    for source, sharp in zip("abc", sources, strict=True):
+      size = tuple(side // factor for side in sharp.shape[1::-1])
+      coarse = np.asarray(Image.fromarray(sharp).resize(size, Image.Resampling.BICUBIC))
+      write_image(place / source / f"{name}.png", coarse)
+    write_image(place / "target" / f"{name}.png", target)
 
 
 def fuse_sharp(sources: Sequence[np.ndarray], detail: Sequence[float]) -> np.ndarray:
