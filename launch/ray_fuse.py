@@ -47,7 +47,7 @@ from dmfnet_jax.messages import first_of, say
 
 _OPTIONS = (
   *("model", "seed", "batch_size", "samples", "overlay", "emphasis", "tile", "strict", "precision"),
-  *("suffix_a", "suffix_b", "window_a", "window_b", "lut"),
+  *("suffix_a", "suffix_b", "window_a", "window_b", "window_c", "lut"),
 )
 _FUSED, _FAILED = "fused", "failed"
 LOST = "its worker was lost each time: Ray's logs say why"
@@ -217,7 +217,7 @@ def read_pairs(
     pairs, options = find_pairs(sources[0], sources[1], out, options, sources[2:])
     if volumes := [pair.stem for pair in pairs if pair.is_volume]:
       raise UserError(f"volumes, which `dmfnet fuse` takes: {first_of(volumes)}")
-    found = ((pair.stem, pair.a, pair.b, pair.further) for pair in pairs)
+    found = ((pair.stem, pair.a, pair.b, [path for _, path in pair.further]) for pair in pairs)
   else:
     _ = options.windows, options.table  # a mistyped one is noticed here
     found = _listed(paths.as_path(place), paths.as_path(out), options)
@@ -567,11 +567,13 @@ class _Failures:
 
 def _pairs(part: Any, out: Any) -> Iterator[Any]:
   """The pairs of a table's rows."""
+  from dmfnet_jax.fusing import kinds
   from dmfnet_jax.fusing.match import Pair
 
   for row in part.to_pylist():
     a, b, *further = map(paths.as_path, (row["a"], row["b"], *row["further"]))
-    yield Pair(row["key"], a, b, out / f"{row['key']}.png", further=tuple(further))
+    sources = tuple((kinds.PICTURE, path) for path in further)
+    yield Pair(row["key"], a, b, out / f"{row['key']}.png", further=sources)
 
 
 # --- Records ---------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class FakeModel:
   method = Method(defaults=dict, model=(), fuse=max, networks=(), is_random=True)
 
   def __init__(self):
+    self.config = {"method": "fake"}
     self.calls: list[dict] = []
     self.memory = 10**9
     self.errors: dict[int, BaseException] = {}

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="C",
     nargs="*",
     default=(),
-    help="further sources of a model that takes more than two, in its order: pictures, or folders "
-    "of pictures that are named as the pairs are",
+    help="further sources of a model that takes more than two, in its order: the same kind; in "
+    "folders they are named as the pairs are",
   )
   parser.add_argument(
     "-o",
@@ -68,7 +68,7 @@ def join_values(words: Sequence[str]) -> list[str]:
   joined: list[str] = []
   for word in words:
     last = joined[-1] if joined else ""
-    is_window = last in ("--window-a", "--window-b") and _NEGATIVE.match(word)
+    is_window = last in ("--window-a", "--window-b", "--window-c") and _NEGATIVE.match(word)
     if is_window or (last in ("--suffix-a", "--suffix-b") and _ENDING.match(word)):
       joined[-1] += f"={word}"
     elif last == "--rgb" and not word.startswith("-"):

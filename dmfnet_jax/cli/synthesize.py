@@ -8,7 +8,7 @@ from dmfnet_jax.cli.fuse import add_option
 from dmfnet_jax.fusing.options import FIELDS, FuseOptions
 
 # What fusing alone has a use for.
-_OF_FUSING = ("samples", "overlay", "emphasis", "lut", "rgb")
+_OF_FUSING = ("samples", "overlay", "emphasis", "window_c", "lut", "rgb")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ class Timed:
     """
     if self._last is None and not pair.is_volume:
       loaded = load_pair(pair, options, "", self._model)
-      self.fuse([loaded.a], [loaded.b], seed=options.seed, tile=loaded.tile or "off")
+      self.fuse(*([x] for x in loaded.sources), seed=options.seed, tile=loaded.tile or "off")
     if self._last is None:
       return math.nan
     if not self._count:

@@ -44,13 +44,13 @@ def fuse_files(
       `options.pairs` the folder where the list's paths begin, or None.
     b: the same kind.
     out: for two pictures a file (by its suffix), or else a folder, which then gets `STEM.png`. For
-      two volumes a NIfTI file (`.nii.gz`, `.nii`), or else a folder: where A is NIfTI it gets
+      volumes a NIfTI file (`.nii.gz`, `.nii`), or else a folder: where A is NIfTI it gets
       `STEM.nii.gz`, where A is DICOM the files of a new series. For many pairs a folder, which
       gets one `STEM.png`, `STEM.nii.gz` or series folder STEM per pair. Folders are made where
       needed and older results replaced.
     options: how; its fields say what each does.
-    further: what a model that takes more than two sources takes besides, in its order: pictures, or
-      folders of pictures that have their pair's name.
+    further: what a model that takes more than two sources takes besides, in its order: the same
+      kind; in folders they have their pair's name.
 
   Returns:
     0, or 1 where some pairs failed.
@@ -159,8 +159,6 @@ def fuse_pairs(
     raise UserError(
       f"{picture}: is a picture, and {options.model} fuses whole volumes (NIfTI, DICOM)"
     )
-  if volumes and model.method.outputs[0].channels > 1:
-    raise UserError(f"{options.model} makes pictures in colour: volumes are fused in grey")
   folder = pairs[0].out.parent
   paths.make_folder(folder)
   total, model_sha256 = len(pairs), model.fingerprint()
@@ -189,6 +187,8 @@ def fuse_pairs(
 
 def _check_options(pairs: Sequence[Pair], options: FuseOptions) -> None:
   """Says which options have no effect; refuses a file where several montages are to be written."""
+  if options.window_c is not None and len(pairs[0].sources) < 3:
+    say("warning: --window-c: there is no third source, no effect here")
   count = sum(pair.is_volume for pair in pairs)
   set_for_volumes = [
     f"--{flag(name)}"
@@ -254,7 +254,7 @@ def fuse_pictures(
     return load_pair(pair, options, model_sha256, model)
 
   def size(loaded: LoadedPair) -> tuple[int, int]:
-    return model.padded_size(*loaded.a.shape[:2])
+    return model.padded_size(*loaded.sources[0].shape[:2])
 
   def limit(padded_size: tuple[int, int]) -> int:
     return model.batch_size(padded_size, options.batch_size)
@@ -296,7 +296,7 @@ def _fuse_batch(
   model: Any, batch: Mapping[str, LoadedPair], options: FuseOptions
 ) -> tuple[Sequence[Any], Sequence[Any]]:
   """Returns the fused pictures and their deviations; None each without samples."""
-  sources = zip(*((loaded.a, loaded.b, *loaded.further) for loaded in batch.values()), strict=True)
+  sources = zip(*(loaded.sources for loaded in batch.values()), strict=True)
   asked: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size}
   asked |= {"names": list(batch), "emphasis": options.emphasis}
   (asked["tile"],) = {loaded.tile or "off" for loaded in batch.values()}  # they are of one size

@@ -28,6 +28,7 @@ _UNREAD = {
   ".npz": "NumPy arrays, which do not say what they are: save them as .png, .tif or .nii.gz",
   ".mat": "a MATLAB file, which is not read: save it as .png, .tif or .nii.gz",
 }
+_BESIDE_VOLUMES = ("_rgb", "_resampled", "_resampled_c")
 # As in io/dicom/headers.py, which loads pydicom.
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -85,7 +86,7 @@ def why_unread(path: Any) -> str:
 def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]]:
   """Lists the pictures and volumes of a folder: files by their suffix, and subfolders of a series.
 
-  What fusing writes beside STEM is left out: `pictures.BESIDE`, and of volumes two more.
+  What fusing writes beside STEM is left out: `pictures.BESIDE`, and of volumes some more.
 
   Args:
     folder: the folder.
@@ -104,7 +105,7 @@ def list_sources(folder: Any, files: Sequence[Any]) -> dict[str, tuple[str, Any]
     if kind is not None:
       found.setdefault(stem_of(kind, path), []).append((kind, path))
   for stem, ((kind, _), *_) in list(found.items()):
-    for ending in pictures.BESIDE if kind == PICTURE else (*pictures.BESIDE, "_rgb", "_resampled"):
+    for ending in pictures.BESIDE if kind == PICTURE else (*pictures.BESIDE, *_BESIDE_VOLUMES):
       if stem.endswith(ending) and stem.removesuffix(ending) in found:
         found.pop(stem, None)
   for same in found.values():

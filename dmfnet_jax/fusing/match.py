@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing import kinds, pairing
 from dmfnet_jax.fusing.kinds import DICOM, FOLDER, NIFTI, PICTURE
-from dmfnet_jax.fusing.pairing import Naming, Together, same
+from dmfnet_jax.fusing.pairing import Naming, Source, Together, same
 from dmfnet_jax.io import paths, pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One pair of sources and where its result goes: a file, or for a DICOM result a folder."""
+  """Two sources or more and where their result goes: a file, or for a DICOM result a folder."""
 
   stem: str  # also the name that its noise is drawn from
   a: Any
@@ -23,11 +23,16 @@ class Pair:
   out: Any
   kind_a: str = PICTURE
   kind_b: str = PICTURE
-  further: tuple[Any, ...] = ()  # pictures, of a model that takes more than A and B
+  further: tuple[Source, ...] = ()  # of a model that takes more than A and B
+
+  @property
+  def sources(self) -> tuple[Source, ...]:
+    """All of them, in the model's order."""
+    return (self.kind_a, self.a), (self.kind_b, self.b), *self.further
 
   @property
   def is_volume(self) -> bool:
-    """Whether A and B are volumes; otherwise both are pictures."""
+    """Whether the sources are volumes; otherwise all are pictures."""
     return self.kind_a != PICTURE
 
   @property
@@ -94,7 +99,7 @@ def match_pairs(
     b: the same kind.
     out: see `files.fuse_files`.
     naming: how the sources are named.
-    further: pictures or folders of a third source and so on, as `a` and `b` are.
+    further: a third source and so on, each as `a` and `b` are.
     with_std: whether the deviation will be written, too.
     with_overlay: whether B laid over A will be.
 
@@ -141,11 +146,17 @@ def match_pairs(
     raise UserError(f"{a} is a {kind_a} and {b} a {kind_b}: give two of a kind")
 
   name = pairing.pair_name(kinds.stem_of(kind_a, path_a), naming)
+  sources = []
   for path in others:
-    if (kind := kinds.kind_of(path)) != PICTURE or kind_a != PICTURE:
-      raise UserError(f"A is a {kind_a} and {path} a {kind}: more than two sources are pictures")
+    listed = paths.list_files(path) if path.is_dir() else []
+    kind = kinds.kind_of(path, listed)
+    if kind == FOLDER and kind_a == DICOM and kinds.holds_series(listed, 1):
+      kind = DICOM
+    if kind == FOLDER or (kind == PICTURE) != (kind_a == PICTURE):
+      raise UserError(f"A is a {kind_a} and {path} a {kind}: give all of a kind")
+    sources.append((kind, path))
   place = _out_of_one(name, kind_a, path_out)
-  pair = Pair(name, path_a, path_b, place, kind_a, kind_b, tuple(others))
+  pair = Pair(name, path_a, path_b, place, kind_a, kind_b, tuple(sources))
   targets = [pair.out]
   targets += [pair.out_std, pair.beside("_std.png")] if with_std else []
   targets += [pair.out_overlay] if with_overlay else []
@@ -173,7 +184,7 @@ def _match_into(out: Any, together: Together, unread: list[str]) -> Matched:
 
 
 def _with_further(matched: Matched, folders: Sequence[Any], out: Any) -> Matched:
-  """Adds the pictures of further folders to the pairs; a pair without one of them is left out."""
+  """Adds the sources of further folders to the pairs; a pair without one of them is left out."""
   if not folders:
     return matched
   for folder in folders:
@@ -184,15 +195,18 @@ def _with_further(matched: Matched, folders: Sequence[Any], out: Any) -> Matched
   listed = [kinds.list_sources(folder, paths.list_files(folder)) for folder in folders]
   pairs, alone = [], list(matched.alone)
   for pair in matched.pairs:
-    if pair.is_volume:
-      raise UserError(f"{pair.a}: a volume: more than two sources are pictures")
     found = [sources.get(pair.stem, ("", None)) for sources in listed]
-    lacking = [place for place, (kind, _) in zip(folders, found, strict=True) if kind != PICTURE]
+    lacking = [
+      place
+      for place, (kind, _) in zip(folders, found, strict=True)
+      if not kind or (kind != PICTURE) != pair.is_volume
+    ]
     if lacking:
-      alone.append(f"{pair.a} (no picture {pair.stem} in {lacking[0]})")
+      wanted = "volume" if pair.is_volume else "picture"
+      alone.append(f"{pair.a} (no {wanted} {pair.stem} in {lacking[0]})")
     else:
-      pairs.append(dataclasses.replace(pair, further=tuple(path for _, path in found)))
-  advice = "pictures of the folders behind B are named as the pairs are"
+      pairs.append(dataclasses.replace(pair, further=tuple(found)))
+  advice = "what is in the folders behind B is named as the pairs are"
   return matched._replace(pairs=pairs, alone=alone, advice=matched.advice or advice)
 
 
@@ -224,7 +238,7 @@ def _names_a_file(out: Any) -> bool:
 
 def _check_target(pair: Pair, target: Any) -> None:
   """Refuses to write over a source, or a series into the folder of one."""
-  taken = [pair.a, pair.b, *pair.further]
+  taken = [path for _, path in pair.sources]
   if pair.out_kind == DICOM:
     taken += [path.parent for path in taken if not path.is_dir()]
   if any(same(target, path) for path in taken):

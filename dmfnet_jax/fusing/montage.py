@@ -1,7 +1,8 @@
-"""The montage of two fused volumes: a few slices of A, B and the result, to be looked at."""
+"""The montage of fused volumes: a few slices of the sources and the result, to be looked at."""
 
 from __future__ import annotations
 
+import string
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ _DARK = 0.1
 
 
 def draw_montage(result: FusedVolume) -> np.ndarray:
-  """Draws a few slices of A, B, the overlay where there is one, the result and its deviation.
+  """Draws a few slices of the sources, the overlay if there is one, the result and its deviation.
 
   The slices are spread evenly over those that show something. Pixels are square, and small slices
   are enlarged by a whole number, without anything between the voxels. The letters say where the
@@ -28,15 +29,19 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
   Returns:
     uint8 [height, width, 3].
   """
-  columns = {_title("A", result.a.modality): result.grey_a}
-  columns[_title("B", result.b.modality)] = result.shown_b
+  columns = {
+    _title(letter, source.volume.modality): source.shown
+    for letter, source in zip(string.ascii_uppercase, result.sources, strict=False)
+  }
   columns |= {} if result.overlay is None else {"overlay": result.overlay}
   columns["fused"] = result.shown
   grey = np.arange(256, dtype=np.uint8)
   bars: list[panels.Bar | None] = [None] * len(columns)
-  for i, (letter, table) in enumerate((("a", None), ("b", result.table))):
-    if (window := result.windows[letter]) is not None:
-      bars[i] = (grey if table is None else table)[None], window.ends
+  for i, source in enumerate(result.sources):
+    if source.window is not None:
+      is_last = i == len(result.sources) - 1
+      table = result.table if is_last and result.table is not None else grey
+      bars[i] = table[None], source.window.ends
   if result.std is not None:
     top = panels.deviation_top(result.std)
     overlaid = [
@@ -48,7 +53,7 @@ def draw_montage(result: FusedVolume) -> np.ndarray:
     bars.append((bar, f"0 to {top:g} of 255 grey levels"))
   affine, plane = result.a.affine, result.plane
   stacks = [grids.to_pictures(data, affine, plane) for data in columns.values()]
-  filled = choose_filled(stacks[0], stacks[1])
+  filled = choose_filled(*stacks[: len(result.sources)])
   # From the middle of equal parts: the outermost slices show little.
   count = min(_ROWS, filled.size)
   chosen = filled[((np.arange(count) + 0.5) * filled.size / count).astype(int)]
@@ -79,12 +84,14 @@ def _title(letter: str, modality: str) -> str:
   return f"{letter}: {modality}" if modality else letter
 
 
-def choose_filled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Returns the numbers of the slices of A and B, [N, H, W] or [N, H, W, 3], that show something.
+def choose_filled(*sources: np.ndarray) -> np.ndarray:
+  """Returns the numbers of the slices of sources, [N, H, W] or [N, H, W, 3], that show something.
 
   That is at least a tenth of the light of the brightest slice.
   """
-  light = np.array([x.mean() + color.to_grey(y).mean() for x, y in zip(a, b, strict=True)])
+  light = np.array(
+    [sum(color.to_grey(x).mean() for x in slices) for slices in zip(*sources, strict=True)]
+  )
   return np.flatnonzero(light >= _DARK * light.max())
 
 

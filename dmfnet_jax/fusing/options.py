@@ -86,8 +86,9 @@ class FuseOptions:
   overlay: float | None = _option(
     None,
     FILES,
-    "also lay B over A at this opacity, 0 to 1, to compare with: STEM_overlay.png (volumes: "
-    "STEM_overlay.nii.gz, and into the montage); of a grey B in the colours of --lut, or in hot",
+    "also lay B (of more sources the last one) over A at this opacity, 0 to 1, to compare with: "
+    "STEM_overlay.png (volumes: STEM_overlay.nii.gz, and into the montage); of a grey B in the "
+    "colours of --lut, or in hot",
     bounds=(0.0, 1.0),
     metavar="ALPHA",
   )
@@ -145,11 +146,12 @@ class FuseOptions:
   )
   window_a: str | None = _window("A")
   window_b: str | None = _window("B")
+  window_c: str | None = _window("C")
   lut: str | None = _option(
     None,
     RESULT,
-    "colour a grey B: hot, pet, spectrum, HOT_IRON and others of DICOM, a name of matplotlib "
-    "(NAME_r: reversed), or a table (also .cmap, .ctbl)",
+    "colour a grey B (of more sources the last one): hot, pet, spectrum, HOT_IRON and others of "
+    "DICOM, a name of matplotlib (NAME_r: reversed), or a table (also .cmap, .ctbl)",
     MEASURED,
     metavar="NAME|FILE",
   )
@@ -161,10 +163,14 @@ class FuseOptions:
     choices=("axial", "coronal", "sagittal", "0", "1", "2"),
   )
   resample: bool = _option(
-    False, RESULT, "put B on A's grid by their headers, where they differ", VOLUMES
+    False, RESULT, "put B (and C) on A's grid by their headers, where they differ", VOLUMES
   )
   save_b: bool = _option(
-    False, FILES, "also write B on A's grid in its own values, STEM_resampled.nii.gz", VOLUMES
+    False,
+    FILES,
+    "also write B on A's grid in its own values, STEM_resampled.nii.gz (C: "
+    "STEM_resampled_c.nii.gz)",
+    VOLUMES,
   )
   same_frame: bool = _option(
     False, PAIRS, "take DICOM series for registered whose FrameOfReferenceUIDs differ", VOLUMES
@@ -191,14 +197,14 @@ class FuseOptions:
 
   @functools.cached_property
   def windows(self) -> Mapping[str, Any]:
-    """The windows asked for, of "a" and "b", as `windows.parse_window` reads them, or None.
+    """The windows asked for, of "a", "b" and "c", as `windows.parse_window` reads them, or None.
 
     Raises:
       UserError: there is one that cannot be.
     """
     from dmfnet_jax.io.windows import parse_window
 
-    given = {"a": self.window_a, "b": self.window_b}
+    given = {"a": self.window_a, "b": self.window_b, "c": self.window_c}
     return {k: None if text is None else parse_window(text) for k, text in given.items()}
 
   @property

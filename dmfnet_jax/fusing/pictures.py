@@ -1,6 +1,7 @@
 """The pictures of a pair and its results, from and to files."""
 
 import dataclasses
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,75 +24,71 @@ class LoadedPair:
 
   Attributes:
     pair: their paths.
-    a: uint8 [H, W], or [H, W, 3] where the model takes its colours.
-    b: uint8 [H, W] or [H, W, 3].
-    overlay: uint8 [H, W, 3], B laid over A, where that was asked for.
+    sources: uint8 [H, W] each, or [H, W, 3] where the model takes its colours.
+    overlay: uint8 [H, W, 3], the last source laid over A, where that was asked for.
     tile: the side of the tiles in which the pair is fused; None: whole.
     record: to be written beside the result; None where nothing was scaled or coloured.
     remarks: what to tell, by what is not to be told twice.
-    further: uint8 [H, W] or [H, W, 3] each, of a model that takes more than A and B.
   """
 
   pair: Pair
-  a: np.ndarray
-  b: np.ndarray
+  sources: tuple[np.ndarray, ...]
   overlay: np.ndarray | None
   tile: int | None
   record: Mapping[str, Any] | None
   remarks: Mapping[str, str]
-  further: tuple[np.ndarray, ...] = ()
 
 
 def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -> LoadedPair:
   """Reads the pictures of a pair and applies windows and the colour map where asked to.
 
-  The `model` says whether it is to be fused in tiles, and whether A's colours are of use.
+  The `model` says whether it is to be fused in tiles, and whose colours are of use.
 
   Raises:
     UserError: a file cannot be read, the sizes differ, or an option does not fit a picture.
   """
-  a, window_a = _read(pair.a, options.windows["a"])
-  b, window_b = _read(pair.b, options.windows["b"])
-  further = tuple(map(pictures.read_image, pair.further))
-  for path, other in zip(("B", *pair.further), (b, *further), strict=True):
+  shown, windows = [], {}
+  for letter, (_, path) in zip(string.ascii_lowercase, pair.sources, strict=False):
+    picture, windows[letter] = _read(path, options.windows.get(letter))
+    shown.append(picture)
+  a = shown[0]
+  for letter, other in zip(string.ascii_uppercase, shown, strict=False):
     if other.shape[:2] != a.shape[:2]:
       size_a, size = (f"{x.shape[1]} x {x.shape[0]}" for x in (a, other))
-      told = f"A is {size_a} and {path} {size} pixels (width x height)"
-      raise UserError(f"{told}: register {path} to A first")
+      told = f"A is {size_a} and {letter} {size} pixels (width x height)"
+      raise UserError(f"{told}: register {letter} to A first")
   remarks = {}
-  # Grey pictures are often stored with three equal channels: nothing is lost there.
-  takes_colour = model.method.sources[0].channels > 1
-  if a.ndim == 3 and not color.is_neutral(a) and not takes_colour:
-    remarks["colour"] = f"warning: {pair.a} is coloured: of A only the luma is used"
-  of_b = model.method.sources[1]
-  if b.ndim == 3 and of_b.channels == 1 and not of_b.gives_colour:
-    if not color.is_neutral(b):
-      remarks["colour of B"] = f"warning: {pair.b} is coloured: of B only the luma is used"
-    b = color.to_grey(b)
+  for i, (field, (_, path)) in enumerate(zip(model.method.sources, pair.sources, strict=True)):
+    if shown[i].ndim == 3 and field.channels == 1 and not field.gives_colour:
+      letter = string.ascii_uppercase[i]
+      # Grey pictures are often stored with three equal channels: nothing is lost there.
+      if not color.is_neutral(shown[i]):
+        remarks[f"colour of {letter}"] = (
+          f"warning: {path} is coloured: of {letter} only the luma is used"
+        )
+      shown[i] = color.to_grey(shown[i])
+  last, path = shown[-1], pair.sources[-1][1]
   overlay = None
   if options.overlay is not None:
-    overlay = panels.overlay(a, color.drop_neutral(b), options.overlay, table=options.table)
+    overlay = panels.overlay(a, color.drop_neutral(last), options.overlay, table=options.table)
   if options.lut is not None:
-    if b.ndim == 3 and not color.is_neutral(b):
-      raise UserError(f"{pair.b}: is coloured already: --lut is for grey pictures")
-    b = scaling.apply_lut(b if b.ndim == 2 else b[..., 0], options.table)
-  shown_pictures = zip((pair.a, pair.b, *pair.further), (a, b, *further), strict=True)
-  for path, shown in shown_pictures:
-    if not shown.any():
+    if last.ndim == 3 and not color.is_neutral(last):
+      raise UserError(f"{path}: is coloured already: --lut is for grey pictures")
+    shown[-1] = scaling.apply_lut(last if last.ndim == 2 else last[..., 0], options.table)
+  for (_, path), picture in zip(pair.sources, shown, strict=True):
+    if not picture.any():
       remarks[f"black {path}"] = f"warning: {path}: {BLACK}"
   tile = model.tile_size(*a.shape[:2], options.tile)
   if tile is not None:
     told = tiles.describe(model.method, a.shape[:2], tile)
     remarks[told] = f"pair {pair.stem}: {told}"
     options = dataclasses.replace(options, tile=tile)
-  windows = {"a": window_a, "b": window_b}
   if told := describe_windows(windows):
     remarks[told] = f"pair {pair.stem}: windows: {told}"
   record = None
   if told or options.lut is not None:
     record = make_record(options, pair.stem, model_sha256, windows, options.lut)
-  a = a if takes_colour else color.to_grey(a)
-  return LoadedPair(pair, a, b, overlay, tile, record, remarks, further)
+  return LoadedPair(pair, tuple(shown), overlay, tile, record, remarks)
 
 
 def write_pair(

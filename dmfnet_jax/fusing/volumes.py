@@ -1,15 +1,18 @@
 """Fuses volumes slice by slice, or whole: NIfTI files, DICOM files and series.
 
-A and B must lie on one grid (`grids.difference`); otherwise the pair is refused, or B resampled
-onto A's grid where that was asked for. Series that name different frames of reference are refused
-unless the user says that they are registered. Both become 8-bit slices through their windows, B
-coloured where a colour map was asked for; `inference.volumes` fuses their slices.
+A and the others must lie on one grid (`grids.difference`); otherwise they are refused, or the
+others resampled onto A's grid where that was asked for. Series that name different frames of
+reference are refused unless the user says that they are registered. All become 8-bit slices through
+their windows, the last one coloured where a colour map was asked for; `inference.volumes` fuses
+their slices.
 
-The result's values are grey levels 0..255, not the units of A and B. It has A's grid and place.
+The result's values are grey levels 0..255, not the units of the sources. It has A's place, see
+`inference.volumes`.
 """
 
 import dataclasses
 import functools
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +24,7 @@ from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pictures import BLACK
 from dmfnet_jax.fusing.record import describe_windows, make_record
-from dmfnet_jax.fusing.volume_results import FusedVolume, write_results
+from dmfnet_jax.fusing.volume_results import FusedVolume, Source, write_results
 from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown, show
 from dmfnet_jax.io import color, grids, nifti, other_volumes, panels, scaling
@@ -51,9 +54,9 @@ def fuse_volumes(
   failures = {}
   for pair in pairs:
     try:
-      a, b = read_volume(pair.a, pair.kind_a), read_volume(pair.b, pair.kind_b)
-      familiarity.check(pair.stem, a.modality, b.modality)
-      result = _fuse_pair(model, pair, a, b, options, model_sha256)
+      volumes = [read_volume(path, kind) for kind, path in pair.sources]
+      familiarity.check(pair.stem, volumes[0].modality, volumes[1].modality)
+      result = _fuse_pair(model, pair, volumes, options, model_sha256)
       write_results(pair, result, options, alone=len(pairs) == 1)
     except (UserError, MemoryError) as error:
       failures[pair.stem] = why_failed(error, "the volumes")
@@ -62,48 +65,55 @@ def fuse_volumes(
 
 
 def _fuse_pair(
-  model: Any, pair: Pair, a: Volume, b: Volume, options: FuseOptions, model_sha256: str
+  model: Any, pair: Pair, volumes: Sequence[Volume], options: FuseOptions, model_sha256: str
 ) -> FusedVolume:
-  warnings = _check_frames(pair, a, b, options)
-  b, covered = on_one_grid(a, b, options.resample)
-  if covered is not None:
-    say(f"pair {pair.stem}: B covers {100 * covered:.3g} % of A's voxels")
+  a = volumes[0]
+  warnings, covers = [], {}
+  placed = [a]
+  for letter, other in zip(string.ascii_uppercase[1:], volumes[1:], strict=False):
+    warnings += _check_frames(pair, a, other, letter, options)
+    other, covered = on_one_grid(a, other, options.resample, letter)
+    placed.append(other)
+    if covered is not None:
+      say(f"pair {pair.stem}: {letter} covers {100 * covered:.3g} % of A's voxels")
+      covers[f"{letter.lower()}_covers"] = round(covered, 4)
   plane = grids.find_plane(options.axis, a)
-  count = len(grids.to_pictures(a.data, a.affine, plane))
+  size = grids.to_pictures(a.data, a.affine, plane).shape[:3]
+  count = size[0]
   if pair.out_kind == PICTURE and count != 1:
     raise UserError(f"{pair.out}: {count} slices do not fit a picture: name a folder, with --png")
 
+  is_finer = model.method.scale(model.config) > 1
+  if pair.out_kind == DICOM and is_finer and plane != (stored := grids.find_plane(2, a)):
+    raise UserError(
+      f"{pair.out}: {plane} slices are enlarged, and a DICOM series here has {stored} ones: leave "
+      "out --axis, or name a file in .nii.gz"
+    )
   if pair.out_kind == NIFTI and (told := nifti.describe_place(a)):
     say(f"warning: {pair.out}: {told}")
-  grey_a, window_a = show(pair.a, a, options.windows["a"])
-  if a.is_rgb:
-    say(f"warning: {pair.a}: is coloured: only the luma is used")
-    grey_a = by_plane(color.rgb_to_luma, grey_a)
-  shown_b, window_b = show(pair.b, b, options.windows["b"])
-  if b.is_rgb and not any(field.gives_colour for field in model.method.sources):
-    say(f"warning: {pair.b}: is coloured: only the luma is used")
-  lut = None if b.is_rgb else options.volume_lut
-  if b.is_rgb and options.lut is not None:
-    raise UserError(f"{pair.b}: is coloured already: --lut is for scalar volumes")
-  for path, shown in ((pair.a, grey_a), (pair.b, shown_b)):
-    if not shown.any():
-      say(f"warning: {path}: {BLACK}")
+  sources = _show(model, pair, placed, options)
+  last, path = sources[-1], pair.sources[-1][1]
+  lut = None if last.volume.is_rgb else options.volume_lut
+  if last.volume.is_rgb and options.lut is not None:
+    raise UserError(f"{path}: is coloured already: --lut is for scalar volumes")
   overlay = None
   if options.overlay is not None:
     lay = functools.partial(panels.overlay, alpha=options.overlay, table=options.table)
-    overlay = by_plane(lay, grey_a, color.drop_neutral(shown_b, 3))
+    overlay = by_plane(lay, sources[0].shown, color.drop_neutral(last.shown, 3))
   if lut is not None:
-    shown_b = scaling.apply_lut(shown_b, options.table)
-  windows = {"a": window_a, "b": window_b}
+    sources[-1] = last._replace(shown=scaling.apply_lut(last.shown, options.table))
+  windows = {
+    letter: source.window for letter, source in zip(string.ascii_lowercase, sources, strict=False)
+  }
   if any(windows.values()):
     colours = f"; colours: {lut}" if lut else ""
     say(f"pair {pair.stem}: windows: {describe_windows(windows, with_above=True)}{colours}")
 
   if model.method.space == 3:
-    size = a.data.shape[:3]
+    size = a.shape
     tile = model.block_size(size, options.tile)
   else:
-    size = grids.to_pictures(a.data, a.affine, plane).shape[1:3]
+    size = size[1:]
     tile = model.tile_size(*size, options.tile)
   if tile is not None:
     say(f"pair {pair.stem}: {tiles.describe(model.method, size, tile)}")
@@ -111,8 +121,7 @@ def _fuse_pair(
   with stream.Progress(count, "slice") as progress:
     luma, rgb, std = fuse_shown(
       model,
-      grey_a,
-      shown_b,
+      [source.shown for source in sources],
       a.affine,
       plane,
       pair.stem,
@@ -124,22 +133,32 @@ def _fuse_pair(
       emphasis=options.emphasis,
     )
   record = make_record(options, pair.stem, model_sha256, windows, lut, plane, a.shape, warnings)
-  if covered is not None:
-    record["b_covers"] = round(covered, 4)
   return FusedVolume(
-    a=a,
-    b=b,
-    grey_a=grey_a,
-    shown_b=shown_b,
+    sources=tuple(sources),
     overlay=overlay,
     luma=luma,
     rgb=rgb,
     std=std,
     plane=plane,
-    windows=windows,
     table=None if lut is None else options.table,
-    record=record,
+    record=record | covers,
   )
+
+
+def _show(model: Any, pair: Pair, volumes: Sequence[Volume], options: FuseOptions) -> list[Source]:
+  """The sources through their windows, in the colours that are of use."""
+  sources = []
+  for i, (field, (_, path), volume) in enumerate(
+    zip(model.method.sources, pair.sources, volumes, strict=True)
+  ):
+    shown, window = show(path, volume, options.windows.get(string.ascii_lowercase[i]))
+    if volume.is_rgb and field.channels == 1 and not field.gives_colour:
+      say(f"warning: {path}: is coloured: only the luma is used")
+      shown = by_plane(color.rgb_to_luma, shown)
+    if not shown.any():
+      say(f"warning: {path}: {BLACK}")
+    sources.append(Source(volume, shown, window))
+  return sources
 
 
 def read_volume(path: Any, kind: str, tell: Callable[[str], None] = say) -> Volume:
@@ -159,19 +178,23 @@ def read_volume(path: Any, kind: str, tell: Callable[[str], None] = say) -> Volu
   return volume
 
 
-def _check_frames(pair: Pair, a: Volume, b: Volume, options: FuseOptions) -> list[str]:
+def _check_frames(pair: Pair, a: Volume, b: Volume, letter: str, options: FuseOptions) -> list[str]:
   """Returns what the record is to say of different frames of reference that the user allows."""
-  apart = grids.other_frame(a, b)
+  apart = grids.other_frame(a, b, letter)
   if not apart:
     return []
   if not options.same_frame:
-    raise UserError(f"{apart}: add --same-frame if B is registered to A all the same")
+    raise UserError(f"{apart}: add --same-frame if {letter} is registered to A all the same")
   say(f"warning: pair {pair.stem}: {apart}")
   return [apart]
 
 
-def on_one_grid(a: Volume, b: Volume, resample: bool) -> tuple[Volume, float | None]:
+def on_one_grid(
+  a: Volume, b: Volume, resample: bool, letter: str = "B"
+) -> tuple[Volume, float | None]:
   """Returns B on A's grid, and where it was resampled as asked for, how much of A it covers.
+
+  `letter` is what B is called.
 
   Raises:
     UserError: they lie on different grids, and `resample` is false.
@@ -181,10 +204,11 @@ def on_one_grid(a: Volume, b: Volume, resample: bool) -> tuple[Volume, float | N
     # Voxel by voxel from here on, also where one of them does not know its place.
     return dataclasses.replace(b, affine=a.affine, placed=a.placed), None
   if resample:
-    return grids.resample(b, a), grids.covered_share(a, b)
+    return grids.resample(b, a, letter), grids.covered_share(a, b)
   if grids.is_uneven(a) or grids.is_uneven(b):
-    raise UserError(f"A and B lie on different grids: {apart}: {grids.uneven_advice(a, b)}")
+    advice = grids.uneven_advice(a, b, letter)
+    raise UserError(f"A and {letter} lie on different grids: {apart}: {advice}")
   raise UserError(
-    f"A and B lie on different grids: {apart}: add --resample to put B on A's grid, once B is "
-    "registered to A"
+    f"A and {letter} lie on different grids: {apart}: add --resample to put {letter} on A's grid, "
+    f"once {letter} is registered to A"
   )

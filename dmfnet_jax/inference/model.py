@@ -60,7 +60,7 @@ class Model:
     tile: int | str = "auto",
     emphasis: str | None = None,
   ) -> Any:
-    """Fuses one example, a batch of them or lists of pictures of any sizes, or two volumes.
+    """Fuses one example, a batch of them or lists of pictures of any sizes, or volumes.
 
     A method for whole volumes takes [D, H, W] in the place of [H, W].
 
@@ -70,7 +70,7 @@ class Model:
         result has that of the source that gives colour, of another the luma is taken with a
         warning. Two arrays [H, W, 3] are two coloured pictures; `inference.sources` says how shapes
         are told apart. A float source without any negative value is refused. All of one kind of
-        dtype. A path stands for the picture in the file. Or two volumes, nibabel images or
+        dtype. A path stands for the picture in the file. Or volumes, nibabel images or
         `io.grids.Volume`s on one grid, of which the axial slices are fused (of a single slice,
         that one), or by a method for volumes the whole, see `inference.volumes`.
       seed: noise is drawn from (seed, name), so the same call gives the same picture.

@@ -1,18 +1,20 @@
 """Fuses volumes in memory slice by slice, or whole; the command does the same with files.
 
-A and B lie on one grid (`grids.difference`) and in one frame of reference. Each becomes 8-bit
+The sources lie on one grid (`grids.difference`) and in one frame of reference. Each becomes 8-bit
 slices through its window: the `window` of a `Volume`, such as a DICOM file's, or else the default
-of `io.windows`. The network fuses their luma, and B's chroma goes back where B is coloured. The
-noise of a slice is drawn from (seed, "NAME/plane/index"), so a slice does not depend on the others
-nor on the batch. A slice that is black in both stays black without being fused.
+of `io.windows`. A method for luma gets their luma, and B's chroma goes back where B is coloured.
+The noise of a slice is drawn from (seed, "NAME/plane/index"), so a slice does not depend on the
+others nor on the batch. A slice that is black in all sources stays black without being fused.
 
 A method for whole volumes gets them as they lie in space: to the right, to the front and upward,
 whatever the order in the file; voxels stay what they are.
 
-The result's values are grey levels 0..255, not the units of A and B. It has A's grid and place.
+The result's values are grey levels 0..255, not the units of the sources. It has A's place and, but
+of a method that enlarges pictures (`Method.scale`), A's grid.
 """
 
 import dataclasses
+import string
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ import nibabel
 import numpy as np
 
 from dmfnet_jax.errors import UserError
+from dmfnet_jax.inference.sources import coloured_source
 from dmfnet_jax.io import color, grids, modalities, nifti, paths, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.windows import Asked, UsedWindow, choose_window
@@ -43,43 +46,44 @@ def fuse_volumes(
   tile: int | str = "auto",
   emphasis: str | None = None,
 ) -> Any:
-  """Fuses A and B, each a nibabel image or a `Volume`; for the options see `Model.fuse`.
+  """Fuses volumes, each a nibabel image or a `Volume`; for the options see `Model.fuse`.
 
-  What the readers note of a volume, and that of a coloured A only the luma is used, are warnings.
+  What the readers note of a volume, and that of a coloured one only the luma is used, are warnings.
 
   Returns:
-    A nibabel image where A is one, uint8 or RGB24, or else a `Volume`, float32 or uint8
-    [I, J, K, 3], with the windows in its notes. With `samples`, a tuple of it and the deviation in
-    grey levels (float32).
+    A nibabel image where the first source is one, uint8 or RGB24, or else a `Volume`, float32 or
+    uint8 [I, J, K, 3], with the windows in its notes. With `samples`, a tuple of it and the
+    deviation in grey levels (float32).
 
   Raises:
-    UserError: they are not two volumes on one grid, one of them cannot be fused, or the method does
-      not fuse two.
+    UserError: they are not as many volumes as the method takes, not on one grid, or one of them
+      cannot be fused.
   """
   fields = model.method.sources
-  if len(fields) != 2:
-    takes = ", ".join(field.name for field in fields)
-    raise UserError(f"volumes are fused by methods for two sources; this one takes {takes}")
-  if len(sources) != 2:
-    raise UserError(f"give two volumes, A and B, got {len(sources)}")
-  a, b = (_to_volume(f.name, x) for f, x in zip(fields, sources, strict=True))
-  if apart := grids.other_frame(a, b):
-    raise UserError(f'{apart}: if B is, set its frame_uid to "" (dataclasses.replace)')
-  if apart := grids.difference(a, b):
-    raise UserError(
-      f"A and B lie on different grids: {apart}: once B is registered to A, put it there, by "
-      "io.grids.resample or nibabel.processing.resample_from_to"
-    )
-  (shown_a, window_a), (shown_b, window_b) = show("a", a), show("b", b)
-  if a.is_rgb and not color.is_neutral(a.data):
-    warnings.warn("a is coloured: of it only the luma is used", stacklevel=3)
-  plane = grids.find_plane(None, a)
+  names = [field.name for field in fields]
+  if len(sources) != len(fields):
+    raise UserError(f"give {len(fields)} volumes, {', '.join(names)}, got {len(sources)}")
+  volumes = [_to_volume(f.name, x) for f, x in zip(fields, sources, strict=True)]
+  a = volumes[0]
+  letters = string.ascii_uppercase[: len(volumes)]
+  for letter, other in zip(letters[1:], volumes[1:], strict=True):
+    if apart := grids.other_frame(a, other, letter):
+      raise UserError(f'{apart}: if {letter} is, set its frame_uid to "" (dataclasses.replace)')
+    if apart := grids.difference(a, other):
+      raise UserError(
+        f"A and {letter} lie on different grids: {apart}: once {letter} is registered to A, put it "
+        "there, by io.grids.resample or nibabel.processing.resample_from_to"
+      )
+  shown, windows = zip(*map(show, names, volumes), strict=True)
+  for field, volume in zip(fields, volumes, strict=True):
+    loses_colour = volume.is_rgb and field.channels == 1 and not field.gives_colour
+    if loses_colour and not color.is_neutral(volume.data):
+      warnings.warn(f"{field.name} is coloured: of it only the luma is used", stacklevel=3)
   luma, rgb, std = fuse_shown(
     model,
-    by_plane(color.rgb_to_luma, shown_a) if a.is_rgb else shown_a,
-    shown_b,
+    shown,
     a.affine,
-    plane,
+    grids.find_plane(None, a),
     name,
     seed=seed,
     samples=samples,
@@ -88,22 +92,29 @@ def fuse_volumes(
     tile=tile,
     emphasis=emphasis,
   )
-  notes = tuple(f"window of {k}: {w.ends}" for k, w in (("a", window_a), ("b", window_b)) if w)
+  notes = tuple(f"window of {k}: {w.ends}" for k, w in zip(names, windows, strict=True) if w)
   results = [luma if rgb is None else rgb] + ([] if std is None else [std])
+  # Voxels are those of A, or parts of them.
+  like = [grids.with_data(a, x) for x in results]
   if isinstance(sources[0], Volume):
-    kept = dataclasses.replace(a, window=None, unit="", notes=notes)
     made: list[Any] = [
-      dataclasses.replace(kept, data=x if x.ndim == 4 else x.astype(np.float32)) for x in results
+      dataclasses.replace(
+        x,
+        data=x.data if x.is_rgb else x.data.astype(np.float32),
+        window=None,
+        unit="",
+        notes=notes,
+      )
+      for x in like
     ]
   else:
-    made = [nifti.to_image(x, a) for x in results]
+    made = [nifti.to_image(x.data, x) for x in like]
   return made[0] if samples is None else tuple(made)
 
 
 def fuse_shown(
   model: Any,
-  grey_a: np.ndarray,
-  shown_b: np.ndarray,
+  shown: Sequence[np.ndarray],
   affine: np.ndarray,
   plane: str,
   name: str,
@@ -115,12 +126,11 @@ def fuse_shown(
   tile: int | str,
   emphasis: str | None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-  """Fuses two volumes as they are shown, on one grid.
+  """Fuses volumes as they are shown, on one grid.
 
   Args:
     model: a `Model`, or what fuses like one.
-    grey_a: uint8 [I, J, K].
-    shown_b: uint8 [I, J, K], or [I, J, K, 3] in colour.
+    shown: the method's sources, uint8 [I, J, K], or [I, J, K, 3] in colour, each.
     affine: of the grid.
     plane: whose slices are fused, one of `grids.PLANES`; no matter where volumes are fused whole.
     name: of the pair, from which the noise is drawn.
@@ -132,39 +142,51 @@ def fuse_shown(
     emphasis: see `Model.fuse`.
 
   Returns:
-    The fused luma, uint8 [I, J, K]; the same with B's colour, uint8 [I, J, K, 3], or None where B
-    has none; and the luma's deviation in grey levels, float32 [I, J, K], or None without samples.
+    The fused luma, uint8 [I, J, K], or so many times as large as the method enlarges the slices;
+    the same in colour, uint8 [I, J, K, 3], or None where the method makes no colours and its source
+    that gives them has none; and the luma's deviation in grey levels, float32 [I, J, K], or None
+    without samples.
   """
-  has_colour = shown_b.ndim == 4
-  grey_b = by_plane(color.rgb_to_luma, shown_b) if has_colour else shown_b
-  a, b = (grids.to_pictures(grey, affine, plane) for grey in (grey_a, grey_b))
+  fields = model.method.sources
+  given = [
+    by_plane(color.rgb_to_luma, x) if x.ndim == 4 and field.channels == 1 else x
+    for field, x in zip(fields, shown, strict=True)
+  ]
+  leading = coloured_source(model.method)
+  takes_colour = fields[leading].gives_colour and shown[leading].ndim == 4
+  stacks = [grids.to_pictures(x, affine, plane) for x in given]
   if model.method.space == 3:
-    straight = (grids.straighten(grey, affine) for grey in (grey_a, grey_b))
-    fused = model.fuse(*straight, names=name, tile=tile)
+    fused = model.fuse(*(grids.straighten(x, affine) for x in given), names=name, tile=tile)
     if on_done is not None:
-      on_done(len(a))
+      on_done(len(stacks[0]))
     luma = grids.unstraighten(fused, affine)
-    return luma, by_plane(color.replace_luma, shown_b, luma) if has_colour else None, None
-  todo = [i for i in range(len(a)) if a[i].any() or b[i].any()]
-  fused = np.zeros(a.shape, np.uint8)
-  std = None if samples is None else np.zeros(a.shape, np.float32)
-  at_once = _BATCHES_PER_CALL * model.batch_size(model.padded_size(*a.shape[1:]), batch_size)
+    return luma, by_plane(color.replace_luma, shown[leading], luma) if takes_colour else None, None
+  count, height, width = stacks[0].shape[:3]
+  todo = [i for i in range(count) if any(stack[i].any() for stack in stacks)]
+  at_once = _BATCHES_PER_CALL * model.batch_size(model.padded_size(height, width), batch_size)
   if on_done is not None:
-    on_done(len(a) - len(todo))
+    on_done(count - len(todo))
+  times, is_rgb = model.method.scale(model.config), model.method.outputs[0].channels > 1
+  size = count, times * height, times * width
+  fused = np.zeros((*size, 3) if is_rgb else size, np.uint8)
+  std = None if samples is None else np.zeros(size, np.float32)
   for start in range(0, len(todo), at_once):
     chosen = todo[start : start + at_once]
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "on_done": on_done}
     asked |= {"tile": tile, "emphasis": emphasis}
     asked["names"] = [f"{name}/{plane}/{i}" for i in chosen]
     # As lists: slices may be as narrow as they like.
-    pair = list(a[chosen]), list(b[chosen])
+    pictures = [list(stack[chosen]) for stack in stacks]
     if std is None:
-      fused[chosen] = model.fuse(*pair, **asked)
+      fused[chosen] = model.fuse(*pictures, **asked)
     else:
-      fused[chosen], std[chosen] = model.fuse(*pair, **asked, samples=samples)
+      fused[chosen], std[chosen] = model.fuse(*pictures, **asked, samples=samples)
   luma = grids.from_pictures(fused, affine, plane)
-  gives_colour = any(field.gives_colour for field in model.method.sources)
-  rgb = by_plane(color.replace_luma, shown_b, luma) if has_colour and gives_colour else None
+  rgb = None
+  if is_rgb:
+    luma, rgb = by_plane(color.rgb_to_luma, luma), luma
+  elif takes_colour:
+    rgb = by_plane(color.replace_luma, shown[leading], luma)
   return luma, rgb, None if std is None else grids.from_pictures(std, affine, plane)
 
 

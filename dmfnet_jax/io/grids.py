@@ -129,21 +129,24 @@ def difference(a: Volume, b: Volume) -> str:
   return "; ".join(parts)
 
 
-def other_frame(a: Volume, b: Volume) -> str:
-  """Says that two series name different coordinate systems, or "" where they do not, or neither."""
+def other_frame(a: Volume, b: Volume, letter: str = "B") -> str:
+  """Says that two series name different coordinate systems, or "" where they do not, or neither.
+
+  `letter` is what the second one is called, here and below.
+  """
   if not a.frame_uid or not b.frame_uid or a.frame_uid == b.frame_uid:
     return ""
   names = [f"...{volume.frame_uid[-12:]}" for volume in (a, b)]
   if names[0] == names[1]:
     names = [a.frame_uid, b.frame_uid]
   return (
-    f"A and B name different frames of reference (FrameOfReferenceUID {names[0]} and {names[1]}):"
-    " nothing says that they are registered"
+    f"A and {letter} name different frames of reference (FrameOfReferenceUID {names[0]} and "
+    f"{names[1]}): nothing says that they are registered"
   )
 
 
-def resample(b: Volume, a: Volume) -> Volume:
-  """Puts B on A's grid by the two affines.
+def resample(b: Volume, a: Volume, letter: str = "B") -> Volume:
+  """Puts B, or another `letter`, on A's grid by the two affines.
 
   Where B lies on the same grid and is only stored with other axes, its voxels are reordered and
   keep their values; otherwise they are interpolated linearly (nibabel's `resample_from_to`), and
@@ -156,7 +159,7 @@ def resample(b: Volume, a: Volume) -> Volume:
     UserError: either place is unknown, or the two do not overlap.
   """
   if is_uneven(a) or is_uneven(b):
-    raise UserError(f"cannot resample: {uneven_advice(a, b)}")
+    raise UserError(f"cannot resample: {uneven_advice(a, b, letter)}")
   if not (a.placed and b.placed):
     raise UserError("cannot resample: the file does not say where its voxels lie")
   ways = [nibabel.io_orientation(volume.affine) for volume in (b, a)]
@@ -171,7 +174,9 @@ def resample(b: Volume, a: Volume) -> Volume:
 
   inside = nibabel.affines.apply_affine(np.linalg.inv(b.affine), _corners(a))
   if (inside.max(0) < -0.5).any() or (inside.min(0) > np.array(b.shape) - 0.5).any():
-    raise UserError("A and B do not overlap where their headers place them: register B to A first")
+    raise UserError(
+      f"A and {letter} do not overlap where their headers place them: register {letter} to A first"
+    )
   moved = []
   for channel in np.moveaxis(b.data, -1, 0) if b.is_rgb else [b.data]:
     image = nibabel.Nifti1Image(channel.astype(np.float32), b.affine)
@@ -180,6 +185,24 @@ def resample(b: Volume, a: Volume) -> Volume:
     moved.append(np.asarray(result.dataobj, np.float32))
   data = np.rint(np.stack(moved, -1)).astype(np.uint8) if b.is_rgb else moved[0]
   return dataclasses.replace(b, data=data, affine=a.affine)
+
+
+def with_data(volume: Volume, data: np.ndarray) -> Volume:
+  """A volume's place with other data, whose voxels may be parts of its voxels.
+
+  Args:
+    volume: of [I, J, K] voxels.
+    data: [I', J', K'] or [I', J', K', 3], over the same space.
+  """
+  if data.shape[:3] == volume.shape:
+    return dataclasses.replace(volume, data=data)
+  step = np.array(volume.shape) / data.shape[:3]
+  # The edges stay, not the middles of the voxels there.
+  to_old = nibabel.affines.from_matvec(np.diag(step), (step - 1) / 2)
+  # Of an unplaced volume nothing is told rather than the old places.
+  return dataclasses.replace(
+    volume, data=data, affine=volume.affine @ to_old, positions=None, steps=None
+  )
 
 
 def covered_share(a: Volume, b: Volume) -> float:
@@ -297,12 +320,12 @@ def is_uneven(volume: Volume) -> bool:
   return has_places and not volume.placed and volume.shape[2] > 1
 
 
-def uneven_advice(a: Volume, b: Volume) -> str:
+def uneven_advice(a: Volume, b: Volume, letter: str = "B") -> str:
   """What to do about volumes of which one at least is uneven."""
-  which = " and ".join(name for name, volume in (("A", a), ("B", b)) if is_uneven(volume))
+  which = " and ".join(name for name, volume in (("A", a), (letter, b)) if is_uneven(volume))
   return (
     f"the slices of {which} are not evenly spaced: add the missing slices, or keep only those that "
-    "A and B share"
+    f"A and {letter} share"
   )
 
 

@@ -289,5 +289,18 @@ def _clean_header(like: Volume, kind: Any) -> Any:
   for field in ("intent_code", "intent_p1", "intent_p2", "intent_p3", "cal_min", "cal_max"):
     header[field] = 0
   header["descrip"] = f"dmfnet_jax {dmfnet_jax.__version__}".encode()
+  if like.placed:
+    _move_forms(header, like.affine)
   nifti_header.drop_false_qform(header, like.shape)
   return header
+
+
+def _move_forms(header: Any, affine: np.ndarray) -> None:
+  """Makes an affine, of parts of the header's voxels, that of a header; codes stay."""
+  old = header.get_best_affine()
+  if np.allclose(old, affine):
+    return
+  to_old = np.linalg.inv(old) @ affine
+  codes = int(header["sform_code"]), int(header["qform_code"])
+  header.set_sform(header.get_sform() @ to_old, codes[0])
+  header.set_qform(header.get_qform() @ to_old, codes[1])

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.errors import UserError
-from dmfnet_jax.io import color
+from dmfnet_jax.io import color, grids
+from dmfnet_jax.io.nifti import read_nifti
 from dmfnet_jax.io.pictures import read_image, write_image
 
 pytest.importorskip("tensorflow_datasets")
@@ -127,3 +130,19 @@ def test_the_validation_is_written_as_it_is_fused(tmp_path, monkeypatch):
     assert coarse.shape[:2] == (64, 64)
     means = sharp.reshape(64, 4, 64, 4, -1).mean((1, 3)).squeeze()
     assert np.abs((coarse if coarse.ndim == means.ndim else coarse[..., 0]) - means).mean() < 6
+
+
+def test_the_slab_lies_where_the_template_lies(tmp_path):
+  mni_triples.write_volumes(tmp_path)
+  t1, ct, pet = (read_nifti(tmp_path / f"{name}.nii.gz") for name in ("t1", "ct", "pet"))
+  assert grids.difference(t1, ct) == grids.difference(t1, pet) == ""
+  assert (t1.shape, ct.is_rgb, pet.is_rgb) == ((128, 128, 5), False, True)
+  # A pixel four of whose parts are those of one voxel, in the second slice.
+  coordinates = mni_triples.mni_template.slice_coordinates("axial", 96)
+  row, column = 90, 104
+  middle = coordinates[:, row : row + 2, column : column + 2].mean(axis=(1, 2))
+  index = np.rint(nibabel.affines.apply_affine(np.linalg.inv(t1.affine), middle)).astype(int)
+  np.testing.assert_allclose(nibabel.affines.apply_affine(t1.affine, index), middle)
+  sharp, *_ = mni_triples.mni_triple("axial", 96)
+  coarse = np.asarray(Image.fromarray(sharp).resize((128, 128), Image.Resampling.BICUBIC))
+  assert t1.data[tuple(index)] == coarse[row // 2, column // 2] > 0

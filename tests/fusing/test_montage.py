@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmfnet_jax.fusing import montage
-from dmfnet_jax.fusing.volume_results import FusedVolume
+from dmfnet_jax.fusing.volume_results import FusedVolume, Source
 from dmfnet_jax.io import panels, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.windows import UsedWindow
@@ -22,17 +22,21 @@ def result() -> FusedVolume:
   a[15, 15] = 9
   a[5:25, 5:25, FILLED] = np.random.default_rng(0).integers(100, 200, (20, 20, len(FILLED)))
   window = UsedWindow((0.0, 7.0), "given", "SUV")
+  volume = Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1]))
   return FusedVolume(
-    a=Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1])),
-    b=Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1]), modality="PET"),
-    grey_a=a,
-    shown_b=scaling.apply_lut(a // 2, scaling.read_lut("hot")),
+    sources=(
+      Source(volume, a, None),
+      Source(
+        dataclasses.replace(volume, modality="PET"),
+        scaling.apply_lut(a // 2, scaling.read_lut("hot")),
+        window,
+      ),
+    ),
     overlay=None,
     luma=a,
     rgb=None,
     std=np.full(SHAPE, 1.5, np.float32),
     plane="axial",
-    windows={"a": None, "b": window},
     table=scaling.read_lut("hot"),
     record={"model": "runs/mine", "seed": 4, "samples": 8},
   )
@@ -64,13 +68,15 @@ def test_what_is_written_on_it(result, drawn):
 
 
 def test_voxels_are_square_and_shown_as_they_are(result, drawn):
-  unplaced = dataclasses.replace(result, a=dataclasses.replace(result.a, placed=False))
+  a, b = result.sources
+  nowhere = a._replace(volume=dataclasses.replace(a.volume, placed=False))
+  unplaced = dataclasses.replace(result, sources=(nowhere, b))
   for shown in (unplaced, result):
     montage.draw_montage(shown)
   (bare, told), (lettered, _) = drawn
   assert told["row_titles"] == [str(i) for i in FILLED]
   assert "which side is which" in told["heading"][2]
-  picture = result.grey_a[::-1, ::-1, FILLED[0]].T  # right on the left, the nose up
+  picture = a.shown[::-1, ::-1, FILLED[0]].T  # right on the left, the nose up
   expected = picture.repeat(8, 0).repeat(8, 1)
   np.testing.assert_array_equal(bare[0][0], np.dstack([expected] * 3))
   changed = (lettered[0][0] != bare[0][0]).any(axis=-1)

@@ -75,7 +75,7 @@ def test_a_source_of_another_size_is_named(tmp_path, folders, model, capsys):
   pictures.write_image(files[2], np.zeros((6, 9), np.uint8))
   options = FuseOptions(model="fake")
   assert fuse_files(*files[:2], tmp_path / "x.png", options, further=files[2:]) == 1
-  assert f"A is 8 x 6 and {files[2]} 9 x 6 pixels (width x height)" in capsys.readouterr().err
+  assert "A is 8 x 6 and C 9 x 6 pixels (width x height): register C" in capsys.readouterr().err
   assert not (tmp_path / "x.png").exists()
 
 
@@ -91,10 +91,10 @@ def test_what_does_not_go_together_is_refused(tmp_path, folders, model):
     (one[:2], r"fake takes 3 sources \(a, b, c\), and 2 are given"),
     ([*one, one[2]], r"fake takes 3 sources \(a, b, c\), and 4 are given"),
     ([*one[:2], tmp_path / "none.png"], "none.png: no such file or folder"),
-    ([*one[:2], c], "A is a picture and .*c a folder: more than two sources are pictures"),
-    ([*one[:2], volume], "v.nii.gz a NIfTI volume: more than two sources are pictures"),
+    ([*one[:2], c], "A is a picture and .*c a folder: give all of a kind"),
+    ([*one[:2], volume], "v.nii.gz a NIfTI volume: give all of a kind"),
     ([a, b, one[2]], "1.png: a file, where A and B are folders"),
-    ([a, b, other], "pictures of the folders behind B are named as the pairs are"),
+    ([a, b, other], "what is in the folders behind B is named as the pairs are"),
   ):
     with pytest.raises(UserError, match=message):
       fuse_files(*sources[:2], out, options, further=sources[2:])

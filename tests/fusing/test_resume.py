@@ -231,6 +231,7 @@ def test_a_folder_that_an_older_version_began_goes_on(folders, tmp_path, model):
     "samples": None,
     "window-a": [0, 200],
     "window-b": "auto",
+    "window-c": None,
     "axis": None,
     "resample": False,
     "rgb": False,

@@ -116,7 +116,7 @@ def test_what_does_not_go_together_is_refused(net, pair):
     ((a, np.zeros((6, 7, 3), np.uint8)), "^b must be a nibabel image or a Volume .* got ndarray"),
     ((grid, other), "different frames of reference .* frame_uid"),
     (([a], [b]), "one pair a call"),
-    ((a, b, b), "give two volumes"),
+    ((a, b, b), "give 2 volumes, a, b, got 3"),
   ):
     with pytest.raises(UserError, match=message) as caught:
       net.fuse(*sources)

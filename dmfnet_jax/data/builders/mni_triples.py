@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from dmfnet_jax.data import builders
 from dmfnet_jax.data.builders import mni_template
-from dmfnet_jax.io import color, paths
+from dmfnet_jax.io import color, grids, nifti, paths
+from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.pictures import write_image
 
 _SCALES = (1, 2, 4, 8)  # pixels, deviations of the Gaussians between the bands
@@ -79,10 +80,33 @@ def write_files(folder: str | Path, factor: int = 2) -> None:
   for plane, index in mni_template.slices_of("validation"):
     *sources, target, name = mni_triple(plane, index)
     for source, sharp in zip("abc", sources, strict=True):
-      size = tuple(side // factor for side in sharp.shape[1::-1])
-      coarse = np.asarray(Image.fromarray(sharp).resize(size, Image.Resampling.BICUBIC))
-      write_image(place / source / f"{name}.png", coarse)
+      write_image(place / source / f"{name}.png", _coarse(sharp, factor))
     write_image(place / "target" / f"{name}.png", target)
+
+
+def write_volumes(folder: str | Path, factor: int = 2) -> None:
+  """Writes a slab of the validation's axial slices: t1.nii.gz, ct.nii.gz and pet.nii.gz.
+
+  Args:
+    folder: of the three files; PET is in colour (RGB24).
+    factor: how many mm a voxel is wide and high; slices are `mni_template.STEP` mm thick.
+  """
+  place = paths.make_folder(folder)
+  indices = range(*mni_template.VALIDATION_BLOCKS["axial"][-1], mni_template.STEP)
+  slices = [mni_triple("axial", index)[:3] for index in indices]
+  affine = np.diag([factor, factor, mni_template.STEP, 1.0])
+  # Pictures run from the largest x and y to the least.
+  first = mni_template.slice_coordinates("axial", indices[0])[:, -1, -1]
+  affine[:3, 3] = first + np.array([factor - 1, factor - 1, 0]) / 2
+  for name, stack in zip(("t1", "ct", "pet"), zip(*slices, strict=True), strict=True):
+    pictures = np.stack([_coarse(color.drop_neutral(sharp), factor) for sharp in stack])
+    volume = Volume(grids.from_pictures(pictures, affine, "axial"), affine)
+    nifti.write_nifti(place / f"{name}.nii.gz", volume.data, volume)
+
+
+def _coarse(sharp: np.ndarray, factor: int) -> np.ndarray:
+  size = sharp.shape[1] // factor, sharp.shape[0] // factor
+  return np.asarray(Image.fromarray(sharp).resize(size, Image.Resampling.BICUBIC))
 
 
 def fuse_sharp(sources: Sequence[np.ndarray], detail: Sequence[float]) -> np.ndarray:

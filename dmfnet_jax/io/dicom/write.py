@@ -54,7 +54,8 @@ def write_secondary_capture(
 
   Args:
     folder: made where it is missing. Older files `slice_0001.dcm`, ... are replaced.
-    pictures: uint8 [I, J, K] (MONOCHROME2) or [I, J, K, 3] (RGB), on the grid of `volume`.
+    pictures: uint8 [I, J, K] (MONOCHROME2) or [I, J, K, 3] (RGB), on the grid of `volume`; or with
+      slices that have several times as many rows and columns.
     volume: a series as `read_dicom` returns it, whose patient and study it is, too.
 
   Returns:
@@ -65,9 +66,11 @@ def write_secondary_capture(
     ValueError: the pictures are not such an array.
   """
   grid = volume.shape
-  if pictures.dtype != np.uint8 or pictures.shape not in (grid, (*grid, 3)):
+  factor = pictures.shape[0] // grid[0]
+  wanted = factor * grid[0], factor * grid[1], grid[2]
+  if pictures.dtype != np.uint8 or pictures.shape not in (wanted, (*wanted, 3)):
     raise ValueError(
-      f"uint8 {grid} or {(*grid, 3)} expected, got {pictures.dtype} {pictures.shape}"
+      f"uint8 {wanted} or {(*wanted, 3)} expected, got {pictures.dtype} {pictures.shape}"
     )
   place = paths.make_folder(folder)
   targets = [place / f"slice_{i + 1:04d}.dcm" for i in range(grid[2])]
@@ -76,7 +79,7 @@ def write_secondary_capture(
   series_uid, now = generate_uid(), datetime.datetime.now()
 
   def encode(i: int) -> bytes:
-    dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, i, series_uid, now)
+    dataset = _image(pictures[:, :, i].swapaxes(0, 1), volume, factor, i, series_uid, now)
     encoded = io.BytesIO()
     dataset.save_as(encoded, enforce_file_format=True)
     return encoded.getvalue()
@@ -110,9 +113,14 @@ def _is_our_result(file: Any) -> bool:
 
 
 def _image(
-  picture: np.ndarray, volume: Volume, i: int, series_uid: str, now: datetime.datetime
+  picture: np.ndarray,
+  volume: Volume,
+  factor: int,
+  i: int,
+  series_uid: str,
+  now: datetime.datetime,
 ) -> pydicom.Dataset:
-  """Slice i: uint8 [rows, columns] or [rows, columns, 3]."""
+  """Slice i: uint8 [rows, columns] or [rows, columns, 3], so many times those of the volume."""
   frame: Frame = volume.source[i]
   dataset = pydicom.Dataset()
   for keyword in _COPIED:
@@ -144,7 +152,7 @@ def _image(
   dataset.BurnedInAnnotation = "YES" if burned_in else "NO"
   if frame.tags.uid("SOPInstanceUID"):
     dataset.SourceImageSequence = [_reference(frame)]
-  _set_geometry(dataset, frame, volume)
+  _set_geometry(dataset, frame, volume, factor)
   # The pixels with their size, depth and transfer syntax (explicit, little-endian), and a new UID.
   kind = "RGB" if picture.ndim == 3 else "MONOCHROME2"
   dataset.set_pixel_data(np.ascontiguousarray(picture), kind, 8)
@@ -168,13 +176,20 @@ def _reference(frame: Frame) -> pydicom.Dataset:
   return reference
 
 
-def _set_geometry(dataset: pydicom.Dataset, frame: Frame, volume: Volume) -> None:
+def _set_geometry(dataset: pydicom.Dataset, frame: Frame, volume: Volume, factor: int) -> None:
   """Writes what is known of position, orientation and distances."""
-  if volume.placed or volume.positions is not None:
-    dataset.ImagePositionPatient = _decimals(frame.position)
+  spacing = frame.spacing
+  if (volume.placed or volume.positions is not None) and (factor == 1 or spacing is not None):
+    position = frame.position
+    if factor > 1 and spacing is not None:
+      # From the middle of the first pixel to that of its first part; the spacing is that of rows
+      # first, the orientation that along a row first.
+      step = np.reshape(frame.orientation, (2, 3)) * spacing[::-1, None]
+      position = position + (1 / factor - 1) / 2 * step.sum(0)
+    dataset.ImagePositionPatient = _decimals(position)
     dataset.ImageOrientationPatient = _decimals(frame.orientation)
-  if frame.spacing is not None:
-    dataset.PixelSpacing = _decimals(frame.spacing)
+  if spacing is not None:
+    dataset.PixelSpacing = _decimals(spacing / factor)
   distances = {key: frame.tags.number(key) for key in ("SliceThickness", "SpacingBetweenSlices")}
   distances = {key: value for key, value in distances.items() if value}  # a zero is no distance
   if volume.placed and len(volume.source) > 1:
