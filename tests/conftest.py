@@ -41,7 +41,7 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
     config.stash[_COMPILATION_CACHE] = folder
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   if importlib.util.find_spec("libtpu"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # see `backend.ignore_absent_tpu`
 

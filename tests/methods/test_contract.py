@@ -45,6 +45,7 @@ SMALLER = {
   "tfsdiff": {
     1: [
       *("unet.width=8", "unet.multipliers=(1,2)", "unet.norm_groups=4"),
+      *("unet.num_res_blocks=1", "unet.attention_levels=(1,)"),
       *("schedule.num_timesteps=100", "sampling.steps=3"),
     ],
   },

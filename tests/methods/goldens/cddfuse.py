@@ -1,5 +1,6 @@
 """CDDFuse's goldens: features, losses, gradients and steps of drawn weights. Arrays are NCHW."""
 
+import functools
 import json
 
 import jax
@@ -55,24 +56,18 @@ def stage_config(stage, **fusion):
   return config
 
 
-def of_stage(stage, params, batch, channels):
-  """Loss terms and gradients of a stage."""
-  made = METHOD.stages[stage](stage_config(stage))
-  (update,) = made.updates
-  count = len(batch["a"])
-  context = Context(jax.random.split(jax.random.key(0), count), True, jnp.float32(0))
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(stage, params, batch):
+  """Loss and its terms, and the gradients, of a stage."""
+  (update,) = METHOD.stages[stage](stage_config(stage)).updates
+  context = Context(jax.random.split(jax.random.key(0), len(batch["a"])), True, jnp.float32(0))
 
-  @jax.jit
-  def loss_and_gradient(params, batch):
-    def mean_loss(moved):
-      loss = update.loss({**params, **moved}, batch, context)
-      return jnp.mean(loss.value), jax.tree.map(jnp.mean, loss.terms)
+  def mean_loss(moved):
+    loss = update.loss({**params, **moved}, batch, context)
+    return jnp.mean(loss.value), jax.tree.map(jnp.mean, loss.terms)
 
-    moved = {name: params[name] for name in update.networks}
-    return jax.value_and_grad(mean_loss, has_aux=True)(moved)
-
-  (total, terms), gradients = loss_and_gradient(params, batch)
-  return total, terms, gradients
+  moved = {name: params[name] for name in update.networks}
+  return jax.value_and_grad(mean_loss, has_aux=True)(moved)
 
 
 def gradients_of(stage, gradients, wanted):
@@ -98,10 +93,11 @@ def run_steps(params, batch):
     (update,) = METHOD.stages[stage](config).updates
     optimizers = Optimizers(config, update.networks)
     state = optimizers.init(params) | moments
+    update_of = jax.jit(optimizers.update)
     for _ in range(2):
-      total, _, gradients = of_stage(stage, params, batch, None)
+      (total, _), gradients = loss_and_gradient(stage, params, batch)
       seen.append(total)
-      moved, state = jax.jit(optimizers.update)(gradients, state, params)
+      moved, state = update_of(gradients, state, params)
       params = {**params, **moved}
     moments = state
   return np.array(seen), params
@@ -146,7 +142,7 @@ def compute(arrays, draw):
   found |= with_statistics("fused_detail", detail, channels)
 
   # Stage I.
-  total, terms, gradients = of_stage(1, params, batch, channels)
+  (total, terms), gradients = loss_and_gradient(1, params, batch)
   for theirs, ours in (("vis", "visible"), ("ir", "infrared")):
     found[f"stage1_ssim_{theirs}"] = Computed(terms[f"ssim_{ours}"])
     found[f"stage1_mse_{theirs}"] = Computed(terms[f"mse_{ours}"])
@@ -176,7 +172,7 @@ def compute(arrays, draw):
   found["sobel_abs_vis"] = Computed(nchw(losses.sobel_gradient(visible[:count])))
 
   # Stage II.
-  total, terms, gradients = of_stage(2, params, batch, channels)
+  (total, terms), gradients = loss_and_gradient(2, params, batch)
   fused, _ = decode(params, base, detail, visible)
 
   def of_fused(fused):
