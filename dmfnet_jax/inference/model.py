@@ -210,10 +210,11 @@ class Model:
       raise UserError(f"no emphasis {emphasis!r}: there is {known}")
     sources, (output, *_) = self.method.sources, self.method.outputs
     channels = sources[coloured_source(self.method)].channels, output.channels
-    if not any(field.gives_colour for field in sources) or channels != (1, 1):
+    has_colour = any(field.gives_colour for field in sources)
+    if not has_colour or channels != (1, 1) or self.method.space == 3:
       raise UserError(
-        f"{self.config['method']} has no emphasis: it is for one luma, and a source that gives "
-        "the colour"
+        f"{self.config['method']} has no emphasis: it is for one luma of pictures, and a source "
+        "that gives the colour"
       )
 
   def padded_size(self, height: int, width: int) -> tuple[int, int]:

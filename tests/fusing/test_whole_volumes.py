@@ -10,6 +10,7 @@ from dmfnet_jax.errors import UserError
 from dmfnet_jax.fusing import files
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.inference.model import Model
+from dmfnet_jax.io import color, scaling
 from dmfnet_jax.methods.method import Field, Method
 
 AFFINE = np.array([[2.0, 0, 0, -20], [0, 2, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]])
@@ -37,7 +38,7 @@ METHOD = Method(
   defaults=lambda stage: {},
   model=(),
   networks=(),
-  sources=(Field("a"), Field("b")),
+  sources=(Field("a"), Field("b", gives_colour=True)),
   fuse=fuse,
   after_crop=scale_by_whole,
   space=3,
@@ -129,6 +130,23 @@ def test_files_are_fused_as_they_lie_in_space(model, tmp_path, axes):
   expected = model.fuse(a, b)
   straight = nibabel.as_closest_canonical(result)
   np.testing.assert_array_equal(np.asarray(straight.dataobj), expected)
+
+
+def test_colours_of_b_go_back_into_the_whole(model, tmp_path):
+  a, b = volumes()
+  for name, x in (("a", a), ("b", b)):
+    save(tmp_path / f"{name}.nii.gz", x)
+  options = FuseOptions(window_a="0,255", window_b="0,255", lut="hot", rgb="4d")
+  out = tmp_path / "out.nii.gz"
+  pairs, options = files.find_pairs(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", out, options)
+  assert not files.fuse_pairs(model, pairs, out, options)
+  coloured = scaling.apply_lut(b, scaling.read_lut("hot"))
+  luma = model.fuse(a, color.rgb_to_luma(coloured))
+  np.testing.assert_array_equal(np.asarray(nibabel.load(out).dataobj), luma)
+  rgb = np.asarray(nibabel.load(tmp_path / "out_rgb.nii.gz").dataobj)
+  np.testing.assert_array_equal(rgb, color.replace_luma(coloured, luma))
+  with pytest.raises(UserError, match="it is for one luma of pictures"):
+    model.check_emphasis("tracer")
 
 
 def test_nibabel_images_are_fused_whole(model):

@@ -139,7 +139,7 @@ def _image(
   dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
   dataset.SeriesInstanceUID = series_uid
   dataset.SeriesDescription = f"{_MAKER} fusion"
-  dataset.DerivationDescription = f"Fused from two registered series by {_MAKER}"
+  dataset.DerivationDescription = f"Fused from registered series by {_MAKER}"
   # Behind the scanner's own series in a list, and beside its source.
   dataset.SeriesNumber = int(frame.tags.number("SeriesNumber") or 0) % 1_000_000 + 1000
   dataset.InstanceNumber = i + 1

@@ -118,7 +118,7 @@ METHOD = Method(
   model=("network", "fusion", "loss", "augment"),
   check=check,
   stages={1: stages.fusion},
-  sources=(Field("a"), Field("b")),
+  sources=(Field("a"), Field("b", gives_colour=True)),
   networks=(published.NETWORK,),
   fuse=fuse,
   after_crop=after_crop,
