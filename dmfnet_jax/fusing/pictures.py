@@ -59,7 +59,7 @@ def load_pair(pair: Pair, options: FuseOptions, model_sha256: str, model: Any) -
       raise UserError(f"{told}: register {letter} to A first")
   remarks = {}
   for i, (field, (_, path)) in enumerate(zip(model.method.sources, pair.sources, strict=True)):
-    if shown[i].ndim == 3 and field.channels == 1 and not field.gives_colour:
+    if shown[i].ndim == 3 and field.drops_colour:
       letter = string.ascii_uppercase[i]
       # Grey pictures are often stored with three equal channels: nothing is lost there.
       if not color.is_neutral(shown[i]):

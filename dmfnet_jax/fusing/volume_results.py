@@ -16,7 +16,7 @@ from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.windows import UsedWindow
 
 
-class Source(NamedTuple):
+class ShownSource(NamedTuple):
   """A source on A's grid.
 
   Attributes:
@@ -46,7 +46,7 @@ class FusedVolume:
     record: what the result depends on.
   """
 
-  sources: tuple[Source, ...]
+  sources: tuple[ShownSource, ...]
   overlay: np.ndarray | None
   luma: np.ndarray
   rgb: np.ndarray | None

@@ -24,7 +24,7 @@ from dmfnet_jax.fusing.match import Pair
 from dmfnet_jax.fusing.options import FuseOptions
 from dmfnet_jax.fusing.pictures import BLACK
 from dmfnet_jax.fusing.record import describe_windows, make_record
-from dmfnet_jax.fusing.volume_results import FusedVolume, Source, write_results
+from dmfnet_jax.fusing.volume_results import FusedVolume, ShownSource, write_results
 from dmfnet_jax.inference import tiles
 from dmfnet_jax.inference.volumes import by_plane, fuse_shown, show
 from dmfnet_jax.io import color, grids, nifti, other_volumes, panels, scaling
@@ -145,19 +145,21 @@ def _fuse_pair(
   )
 
 
-def _show(model: Any, pair: Pair, volumes: Sequence[Volume], options: FuseOptions) -> list[Source]:
+def _show(
+  model: Any, pair: Pair, volumes: Sequence[Volume], options: FuseOptions
+) -> list[ShownSource]:
   """The sources through their windows, in the colours that are of use."""
   sources = []
   for i, (field, (_, path), volume) in enumerate(
     zip(model.method.sources, pair.sources, volumes, strict=True)
   ):
     shown, window = show(path, volume, options.windows.get(string.ascii_lowercase[i]))
-    if volume.is_rgb and field.channels == 1 and not field.gives_colour:
+    if volume.is_rgb and field.drops_colour:
       say(f"warning: {path}: is coloured: only the luma is used")
       shown = by_plane(color.rgb_to_luma, shown)
     if not shown.any():
       say(f"warning: {path}: {BLACK}")
-    sources.append(Source(volume, shown, window))
+    sources.append(ShownSource(volume, shown, window))
   return sources
 
 

@@ -76,8 +76,7 @@ def fuse_volumes(
       )
   shown, windows = zip(*map(show, names, volumes), strict=True)
   for field, volume in zip(fields, volumes, strict=True):
-    loses_colour = volume.is_rgb and field.channels == 1 and not field.gives_colour
-    if loses_colour and not color.is_neutral(volume.data):
+    if volume.is_rgb and field.drops_colour and not color.is_neutral(volume.data):
       warnings.warn(f"{field.name} is coloured: of it only the luma is used", stacklevel=3)
   luma, rgb, std = fuse_shown(
     model,

@@ -50,6 +50,11 @@ class Field(NamedTuple):
   classes: tuple[str, ...] = ()
   columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
+  @property
+  def drops_colour(self) -> bool:
+    """Whether of a coloured picture the luma alone is of use."""
+    return self.channels == 1 and not self.gives_colour
+
 
 class Context(NamedTuple):
   """What a loss may know besides parameters and batch.

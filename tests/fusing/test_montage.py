@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmfnet_jax.fusing import montage
-from dmfnet_jax.fusing.volume_results import FusedVolume, Source
+from dmfnet_jax.fusing.volume_results import FusedVolume, ShownSource
 from dmfnet_jax.io import panels, scaling
 from dmfnet_jax.io.grids import Volume
 from dmfnet_jax.io.windows import UsedWindow
@@ -25,8 +25,8 @@ def result() -> FusedVolume:
   volume = Volume(a.astype(np.float32), np.diag([1.0, 1, 5, 1]))
   return FusedVolume(
     sources=(
-      Source(volume, a, None),
-      Source(
+      ShownSource(volume, a, None),
+      ShownSource(
         dataclasses.replace(volume, modality="PET"),
         scaling.apply_lut(a // 2, scaling.read_lut("hot")),
         window,
