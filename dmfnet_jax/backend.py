@@ -1,6 +1,7 @@
 """What belongs to the process: JAX's compilation cache, its platforms, its rank among others."""
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -49,6 +50,24 @@ def use_all_cores() -> None:
   cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
   with contextlib.suppress(RuntimeError):  # JAX has started
     jax.config.update("jax_num_cpu_devices", min(cores, _MAX_HOST_DEVICES))
+
+
+def keep_memory() -> None:
+  """Lets the process keep what it frees, up to 1 GiB at a time, where it runs on glibc.
+
+  A program's activations are otherwise given back to the system after each call and fetched anew,
+  page by page, at the next: a tenth of the time of fusing a pair on two cores. A user's own
+  settings win. For commands, before other threads start; a library leaves its user's malloc alone.
+  """
+  if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+    return
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+  if platform.libc_ver()[0] != "glibc" or mallopt is None:
+    return
+  trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+  mallopt(mmap_threshold, 2**30)
+  mallopt(trim_threshold, 2**31 - 1)
+  mallopt(arena_max, 1)  # another thread's arena holds 64 MiB; more comes from the system
 
 
 def find_process(environment: Mapping[str, str]) -> tuple[int, int] | None:

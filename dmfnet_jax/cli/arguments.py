@@ -78,13 +78,14 @@ def start_jax(args: argparse.Namespace) -> None:
   """Prepares the process to compute, with the modules that the user names."""
   from absl import logging
 
-  from dmfnet_jax.backend import enable_compilation_cache, ignore_absent_tpu, use_all_cores
+  from dmfnet_jax import backend
 
   # Below that, TFDS and Orbax remark on their own settings.
   logging.set_verbosity(logging.ERROR)
-  enable_compilation_cache()
-  ignore_absent_tpu()
-  use_all_cores()
+  backend.keep_memory()
+  backend.enable_compilation_cache()
+  backend.ignore_absent_tpu()
+  backend.use_all_cores()
   if args.plugin:
     from dmfnet_jax.methods import parts
 

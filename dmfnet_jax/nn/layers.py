@@ -1,13 +1,16 @@
 """Layers that methods share. Images are NHWC; parameters are float32."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from dmfnet_jax.nn import rows as divided
 from dmfnet_jax.nn.initializers import torch_bias, torch_kernel
 
 Array = jax.Array
@@ -38,16 +41,21 @@ def _pointwise(x: Array, kernel: Array, *args: Any, precision: Any, **kwargs: An
   return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
 
 
-def conv(features: int, kernel_size: int, *, dtype: Dtype, **kwargs) -> nn.Conv:
+def conv(
+  features: int, kernel_size: int, *, dtype: Dtype, rows: str | None = None, **kwargs
+) -> nn.Conv:
   """A square convolution padded by half its kernel on *every* side.
 
   This is torch's `padding=k // 2`. It differs from SAME at stride 2, where SAME would pad the
-  bottom and the right only. `padding="REFLECT"` reflects instead of adding zeros.
+  bottom and the right only. `padding="REFLECT"` reflects instead of adding zeros. For divided
+  `rows` (see `nn.rows`) the stride is 1 and the padding zeros.
   """
   kwargs.setdefault("kernel_init", orthogonal)
   kwargs.setdefault("padding", kernel_size // 2)
   if kernel_size == 1:
     kwargs["conv_general_dilated"] = _pointwise
+  elif rows is not None:
+    kwargs["conv_general_dilated"] = divided.divided_conv(rows)
   return nn.Conv(
     features,
     (kernel_size, kernel_size),
@@ -55,6 +63,40 @@ def conv(features: int, kernel_size: int, *, dtype: Dtype, **kwargs) -> nn.Conv:
     precision=matmul_precision(dtype),
     **kwargs,
   )
+
+
+class ConvOverParts(nn.Module):
+  """A square convolution over the channels of several arrays, as over their concatenation.
+
+  Each part takes its slice of the kernel and the products are added up, so that the concatenation,
+  a copy of all of them, is never made. Padded as `conv`, with the parameters of that layer.
+  """
+
+  features: int
+  kernel_size: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, parts: Sequence[Array]) -> Array:
+    """Maps [B, H, W, C_i] to [B, H, W, features]."""
+    channels = [part.shape[-1] for part in parts]
+    shape = (self.kernel_size, self.kernel_size, sum(channels), self.features)
+    kernel = self.param("kernel", orthogonal, shape).astype(self.dtype)
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+    slices = jnp.split(kernel, np.cumsum(channels)[:-1], axis=2)
+    convolve = _pointwise if self.kernel_size == 1 else lax.conv_general_dilated
+    products = [
+      convolve(
+        part.astype(self.dtype),
+        of_part,
+        window_strides=(1, 1),
+        padding=[(self.kernel_size // 2,) * 2] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=matmul_precision(self.dtype),
+      )
+      for part, of_part in zip(parts, slices, strict=True)
+    ]
+    return functools.reduce(jnp.add, products) + bias[None, None, None]
 
 
 def conv_transpose(features: int, *, dtype: Dtype, **kwargs) -> nn.ConvTranspose:
@@ -77,7 +119,7 @@ def conv_transpose(features: int, *, dtype: Dtype, **kwargs) -> nn.ConvTranspose
 def torch_conv(inputs: int, features: int, kernel_size: int, *, dtype: Dtype, **kwargs) -> nn.Conv:
   """`conv` of so many input channels with PyTorch's default initialisation, of its bias too."""
   bias = torch_bias(kernel_size**2 * inputs)
-  init = {"kernel_init": torch_kernel, "bias_init": bias}
+  init: dict[str, Any] = {"kernel_init": torch_kernel, "bias_init": bias}
   return conv(features, kernel_size, dtype=dtype, **init, **kwargs)
 
 
@@ -108,25 +150,39 @@ class GroupNorm(nn.Module):
   num_groups: int = 32
   dtype: Dtype = jnp.float32
 
-  @nn.compact
   def __call__(self, x: Array) -> Array:
     """Normalises [B, H, W, C] over positions and the channels of each group."""
-    b, _, _, channels = x.shape
+    (normed,) = self.over_parts([x])
+    return normed
+
+  @nn.compact
+  def over_parts(self, parts: Sequence[Array]) -> list[Array]:
+    """Normalises several [B, H, W, C_i] as their concatenation would be, which is never made."""
+    b = parts[0].shape[0]
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    channels = int(ends[-1])
     scale = self.param("scale", nn.initializers.ones_init(), (channels,))
     bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-    x = x.astype(jnp.float32)
+    parts = [part.astype(jnp.float32) for part in parts]
+
+    def per_channel_mean(parts: Sequence[Array]) -> Array:  # [B, C]
+      return jnp.concatenate([jnp.mean(part, axis=(1, 2)) for part in parts], axis=-1)
 
     def group_mean(per_channel: Array) -> Array:  # [B, C] to [B, C]
       groups = per_channel.reshape(b, self.num_groups, -1)
       mean = jnp.mean(groups, axis=-1, keepdims=True)
       return jnp.broadcast_to(mean, groups.shape).reshape(b, channels)
 
-    mean = group_mean(jnp.mean(x, axis=(1, 2)))
-    mean_of_squares = group_mean(jnp.mean(x * x, axis=(1, 2)))
+    mean = group_mean(per_channel_mean(parts))
+    mean_of_squares = group_mean(per_channel_mean([part * part for part in parts]))
     variance = jnp.maximum(mean_of_squares - mean * mean, 0.0)
     factor = lax.rsqrt(variance + 1e-5) * scale[None]
     offset = bias[None] - mean * factor
-    return (x * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)
+    factors, offsets = (jnp.split(x[:, None, None], ends[:-1], axis=-1) for x in (factor, offset))
+    return [
+      (part * factor + offset).astype(self.dtype)
+      for part, factor, offset in zip(parts, factors, offsets, strict=True)
+    ]
 
 
 def dropout(x: Array, rate: float, keys: Array) -> Array:
@@ -182,28 +238,37 @@ def upsample_nearest(x: Array) -> Array:
   return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
-def upsample_bilinear(x: Array) -> Array:
+def upsample_bilinear(x: Array, rows: str | None = None) -> Array:
   """Doubles [B, H, W, C] to [B, 2H, 2W, C], bilinear with aligned corners.
 
   With aligned corners output j samples input j (n - 1) / (2n - 1): even outputs 2i lie i / (2n - 1)
   before input i and odd outputs 2i + 1 lie (n - 1 - i) / (2n - 1) behind it. So each output is a
   blend of an input with one neighbour, and neither gathers nor (in the gradient) scatters are
-  needed. `jax.image.resize` samples half-pixel centres, which is another operation.
+  needed. `jax.image.resize` samples half-pixel centres, which is another operation. For divided
+  `rows` see `nn.rows`.
   """
   for axis in (1, 2):
-    n = x.shape[axis]
+    own = n = x.shape[axis]
     shape = [1] * x.ndim
-    shape[axis] = n
-    i = jnp.arange(n, dtype=jnp.float32).reshape(shape)
+    shape[axis] = own
+    i = jnp.arange(own, dtype=jnp.float32)
+    # At the border the neighbour's weight is zero, so its value does not matter.
+    if axis == 1 and rows is not None:
+      n *= lax.axis_size(rows)
+      i += own * lax.axis_index(rows).astype(jnp.float32)
+      above, below = divided.exchange(x, 1, rows)
+      previous = jnp.concatenate([above, x[:, :-1]], axis)
+      following = jnp.concatenate([x[:, 1:], below], axis)
+    else:
+      previous = jnp.roll(x, 1, axis)
+      following = jnp.roll(x, -1, axis)
+    i = i.reshape(shape)
     before = (i / (2 * n - 1)).astype(x.dtype)
     behind = ((n - 1 - i) / (2 * n - 1)).astype(x.dtype)
-    # At the border the neighbour's weight is zero, so its value does not matter.
-    previous = jnp.roll(x, 1, axis)
-    following = jnp.roll(x, -1, axis)
     even = x + before * (previous - x)
     odd = x + behind * (following - x)
     doubled = [*x.shape]
-    doubled[axis] = 2 * n
+    doubled[axis] = 2 * own
     x = jnp.stack([even, odd], axis + 1).reshape(doubled)
   return x
 

@@ -91,10 +91,10 @@ def _block(args: argparse.Namespace, rate: float) -> tuple[Any, ...]:
   x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
   embedding = jax.ShapeDtypeStruct((args.crops, args.width), jnp.bfloat16)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), args.crops))
-  params = jax.eval_shape(functools.partial(block.init, jax.random.key(0)), x, embedding, keys)
+  params = jax.eval_shape(functools.partial(block.init, jax.random.key(0)), (x,), embedding, keys)
 
   def loss(params: Any, x: jax.Array, embedding: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(block.apply(params, x, embedding, keys).astype(jnp.float32)))
+    return jnp.sum(jnp.square(block.apply(params, (x,), embedding, keys).astype(jnp.float32)))
 
   return jax.grad(loss, (0, 1)), params, x, embedding, keys
 

@@ -7,7 +7,7 @@ best settings: PyTorch channels last in float32 and under bfloat16 autocast, `to
 where they are installed, ONNX Runtime and OpenVINO on the program that PyTorch exports and on that
 of `dmfnet export --format onnx`. They get noised pictures and the sources; the time of this program
 has the drawing of the noise, the padding and the conversions in it. One process, all cores, taking
-turns; medians. The pictures of every float32 row are compared.
+turns, memory kept as by the command; medians. The pictures of every float32 row are compared.
 
 For the folder every side reads PNG files, fuses all in its fastest way and writes PNG files.
 
@@ -32,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from dmfnet_jax import backend  # noqa: E402
 
 backend.ignore_absent_tpu()
+backend.keep_memory()  # for every row
 backend.use_all_cores()
 
 import jax  # noqa: E402

@@ -230,6 +230,7 @@ DEVICES = """
     "one_by_one": model.fuse(
       given["a"][[0, 0]], given["b"][[0, 0]], names=names[:1] * 2, batch_size=1
     ),
+    "large": model.fuse(given["large_a"], given["large_b"]),
   }
   np.savez(sys.argv[2], **fused)
 """
@@ -239,12 +240,13 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
   """Seven pairs on four devices: every picture bit for bit as on one device, in the same share.
 
   A batch of three takes three of them. A pair alone is shared by two, which divide the passes and
-  the rows: the same up to rounding.
+  the rows, by their own exchanges where each has enough of them: the same up to rounding.
   """
   from dmfnet_jax.inference.model import Model
 
   a, b = draw(7, 3, 5), draw(7, 3, 5, seed=1)
-  np.savez(tmp_path / "given.npz", a=a, b=b)
+  large = {f"large_{name}": draw(24, 20, seed=i) for i, name in enumerate("ab", 2)}
+  np.savez(tmp_path / "given.npz", a=a, b=b, **large)
   done = subprocess.run(
     [
       sys.executable,
@@ -265,6 +267,7 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
     expected = model.fuse(a, b, names=names, batch_size=batch_size)
     np.testing.assert_array_equal(fused[key], expected)
   np.testing.assert_allclose(fused["alone"], fused["by_one"][0], rtol=0, atol=1e-6)
+  np.testing.assert_allclose(fused["large"], model.fuse(*large.values()), rtol=0, atol=1e-6)
   np.testing.assert_array_equal(fused["one_by_one"], np.stack([fused["alone"]] * 2))
 
 

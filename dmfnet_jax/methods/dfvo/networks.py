@@ -249,7 +249,7 @@ class Fuser(nn.Module):
     for name, image in (("vi", visible), ("ir", infrared)):
       x = Encoder([width, 2 * width, 4 * width, 8 * width], **mode, name=f"{name}_encoder")(image)
       encoded[name] = found[f"{name}_encoded"] = x
-      init = {"kernel_init": torch_kernel, "bias_init": torch_bias(9 * 8 * width)}
+      init: dict[str, Any] = {"kernel_init": torch_kernel, "bias_init": torch_bias(72 * width)}
       down = layers.conv(
         16 * width,
         3,

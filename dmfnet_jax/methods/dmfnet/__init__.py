@@ -16,7 +16,7 @@ from dmfnet_jax.nn import layers
 
 # The largest activations (the finest level's) that are held at once: so many per pass that runs,
 # and so many for the sums over the timesteps or the head. From compiled programs; a test compares.
-_ACTIVATIONS_PER_PASS = 4.0
+_ACTIVATIONS_PER_PASS = 4.5
 _ACTIVATIONS_BESIDES = 4.5
 
 
@@ -44,7 +44,7 @@ def fuse_noisy(config: Config, compute: Compute) -> Callable[..., Array]:
     config["fusion_head"], config["unet"], len(config["features"]["timesteps"]), compute.dtype
   )
   options = {"source": config["features"]["source"], "passes_per_step": compute.parts_per_step}
-  return functools.partial(features.fuse_noisy, unet, head, **options, divide=compute.divide)
+  return functools.partial(features.fuse_noisy, unet, head, **options, compute=compute)
 
 
 def after_crop(config: Config) -> Callable[[Images], Images] | None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dmfnet_jax.nn import layers
+from dmfnet_jax.nn import rows as divided
 
 Array = jax.Array
 
@@ -51,10 +52,12 @@ class TripleAttention(nn.Module):
   Attributes:
     reduction: the channel attention's bottleneck is C / reduction wide.
     dtype: compute dtype.
+    rows: see `nn.rows`.
   """
 
   reduction: int = 8
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   @nn.compact
   def __call__(self, a: Array, b: Array) -> Array:
@@ -65,7 +68,6 @@ class TripleAttention(nn.Module):
     statistics = jnp.concatenate(
       [jnp.mean(s, -1, keepdims=True), jnp.max(s, -1, keepdims=True)], axis=-1
     )
-    padded = jnp.pad(statistics, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
     spatial = nn.Conv(
       1,
       (7, 7),
@@ -73,13 +75,13 @@ class TripleAttention(nn.Module):
       dtype=self.dtype,
       precision=layers.matmul_precision(self.dtype),
       name="spatial",
-    )(padded)
+    )(divided.pad_reflect(statistics, 3, self.rows))
 
-    pooled = jnp.mean(s, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+    pooled = divided.mean(s, self.rows, dtype=jnp.float32).astype(self.dtype)
     squeezed = layers.conv(channels // self.reduction, 1, dtype=self.dtype, name="squeeze")(pooled)
     channel = layers.conv(channels, 1, dtype=self.dtype, name="excite")(nn.relu(squeezed))
 
-    q = PixelAttention(dtype=self.dtype, name="pixel")(s, spatial, channel)
+    q = PixelAttention(self.dtype, self.rows, name="pixel")(s, spatial, channel)
     w = s * q
     return w * a + (1 - w) * b + a + b
 
@@ -87,12 +89,14 @@ class TripleAttention(nn.Module):
 class PixelAttention(nn.Module):
   """Sigmoid of a 3x3 grouped convolution over s and p = spatial + channel, interleaved.
 
-  With two inputs and one output a group, it is two depthwise convolutions added. They are written
-  as shifted multiply-adds, which XLA fuses into one pass; as a grouped convolution the same values
-  take tens of times longer on CPU, and more in the gradient.
+  With two inputs and one output a group, it is two depthwise convolutions added. That of s is
+  written as shifted multiply-adds, which XLA fuses into one pass; as a grouped convolution the same
+  values take tens of times longer on CPU, and more in the gradient. Of p the channel attention is
+  constant over positions, and the spatial attention has one channel.
   """
 
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   @nn.compact
   def __call__(self, s: Array, spatial: Array, channel: Array) -> Array:
@@ -101,16 +105,20 @@ class PixelAttention(nn.Module):
     # HWIO with I = (s, p), the layout of the grouped convolution.
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 2, c)).astype(self.dtype)
     bias = self.param("bias", nn.initializers.zeros_init(), (c,)).astype(self.dtype)
-    margin = ((0, 0), (1, 1), (1, 1), (0, 0))
-    s_padded = jnp.pad(s, margin, mode="reflect")
-    spatial_padded = jnp.pad(spatial, margin, mode="reflect")
-    # The channel attention is constant over positions, and so is its reflected padding.
+    s_padded, spatial_padded = (divided.pad_reflect(x, 1, self.rows) for x in (s, spatial))
     total = bias[None, None, None] + channel * kernel[:, :, 1].sum((0, 1))[None, None, None]
+    total += jax.lax.conv_general_dilated(
+      spatial_padded,
+      kernel[:, :, 1:],
+      (1, 1),
+      "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      precision=layers.matmul_precision(self.dtype),
+    )
     for i in range(3):
       for j in range(3):
         window = (slice(None), slice(i, i + h), slice(j, j + w))
-        of_s, of_spatial = (kernel[i, j, k][None, None, None] for k in range(2))
-        total += of_s * s_padded[window] + of_spatial * spatial_padded[window]
+        total += kernel[i, j, 0][None, None, None] * s_padded[window]
     return nn.sigmoid(total)
 
 
@@ -118,6 +126,7 @@ class MeanAttention(nn.Module):
   """The ablation without triple attention: equal weights, w = 1/2."""
 
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   @nn.compact
   def __call__(self, a: Array, b: Array) -> Array:

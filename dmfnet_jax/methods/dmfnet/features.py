@@ -3,11 +3,12 @@
 Images are NHWC float32 in [-1, 1]. T timesteps and two sources make 2 T passes of the UNet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from dmfnet_jax.diffusion import gaussian
 from dmfnet_jax.diffusion.schedule import NoiseSchedule, sample_noise_level
@@ -17,9 +18,8 @@ from dmfnet_jax.methods.dmfnet.unet import UNet
 from dmfnet_jax.methods.method import Compute
 
 Array = jax.Array
-Divide = Callable[[Array, int], Array]  # see `Compute.divide`
 
-_divide_not = Compute().divide
+_ONE_DEVICE = Compute()
 
 
 def noise_sources(
@@ -80,7 +80,7 @@ def extract_features(
   noise_levels: Array,
   *,
   source: str = "decoder",
-  divide: Divide = _divide_not,
+  compute: Compute = _ONE_DEVICE,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
   """Runs the frozen UNet over all timesteps of both sources, as one batch; see `fuse_noisy`.
 
@@ -88,8 +88,8 @@ def extract_features(
     The features of a and of b: a [T, B, h, w, c] array a level, coarse to fine.
   """
   timesteps = noisy_a.shape[0]
-  images, levels = (divide(x, 0) for x in _passes(noisy_a, noisy_b, noise_levels))
-  features = [divide(f, 2) for f in _run_unet(unet, params, images, levels, source)]
+  images, levels = _passes(noisy_a, noisy_b, noise_levels)
+  features = _run_unet(unet, params, images, levels, source, compute)
   return tuple(f[:timesteps] for f in features), tuple(f[timesteps:] for f in features)
 
 
@@ -104,7 +104,7 @@ def fuse_noisy(
   sources: tuple[Array, Array] | None = None,
   source: str = "decoder",
   passes_per_step: int | None = None,
-  divide: Divide = _divide_not,
+  compute: Compute = _ONE_DEVICE,
 ) -> Array:
   """Fuses noised sources; no randomness.
 
@@ -122,7 +122,7 @@ def fuse_noisy(
       fewer, the passes follow one another, and of each only what it adds to the fusion of the
       timesteps is kept: the memory holds the activations of so many passes and one set of features
       a source, instead of T.
-    divide: divides passes of a step, and rows of their features, over devices.
+    compute: its devices share the passes of a step, and then the rows of their features.
 
   Returns:
     The fused image [B, H, W, 1], float32 in [-1, 1].
@@ -141,16 +141,17 @@ def fuse_noisy(
     sources = noisy_a[0] / level, noisy_b[0] / level
   if chunk == passes:
     features = extract_features(
-      unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source, divide=divide
+      unet, params["unet"], noisy_a, noisy_b, noise_levels, source=source, compute=compute
     )
-    return head.apply(variables, *features, sources)
+    totals_a, totals_b = (head.apply(variables, f, method="total") for f in features)
+    return _fuse_totals(head, variables, totals_a, totals_b, sources, compute)
 
   def share(features: Sequence[Array], timestep: Array) -> tuple[Array, ...]:
     return head.apply(variables, features, timestep, method="share")
 
   def shares(images: Array, levels: Array, timestep: Array) -> tuple[Array, ...]:
     """What each pass of a step adds to the sums: a [passes, B, h, w, c] array a level."""
-    features = _run_unet(unet, params["unet"], divide(images, 0), divide(levels, 0), source)
+    features = _run_unet(unet, params["unet"], images, levels, source, compute)
     head.check([timesteps] * len(features), features)
     return jax.vmap(share)(features, timestep)
 
@@ -177,8 +178,34 @@ def fuse_noisy(
   first = jax.eval_shape(shares, *(x[0] for x in inputs))
   totals = [jnp.zeros((2, *x.shape[1:]), x.dtype) for x in first]
   totals, _ = jax.lax.scan(step, totals, inputs)
-  totals_a, totals_b = zip(*(divide(total, 2) for total in totals), strict=True)
-  return head.apply(variables, totals_a, totals_b, sources, method="fuse")
+  totals_a, totals_b = zip(*totals, strict=True)
+  return _fuse_totals(head, variables, totals_a, totals_b, sources, compute)
+
+
+def _fuse_totals(
+  head: FusionHead,
+  variables: Mapping[str, Any],
+  totals_a: tuple[Array, ...],
+  totals_b: tuple[Array, ...],
+  sources: tuple[Array, Array],
+  compute: Compute,
+) -> Array:
+  """`FusionHead.fuse`, by devices that share the rows."""
+  if compute.mesh is None:
+    return head.apply(variables, totals_a, totals_b, sources, method="fuse")
+  if not head.can_divide([total.shape[1] for total in totals_a], compute.mesh.size):
+    # A hint: XLA divides what it can, with many more exchanges.
+    totals_a, totals_b = (tuple(compute.divide(x, 1) for x in t) for t in (totals_a, totals_b))
+    return head.apply(variables, totals_a, totals_b, sources, method="fuse")
+  (axis,) = compute.mesh.axis_names
+  divided, rows = head.clone(rows=axis), P(None, axis)
+  return jax.shard_map(
+    lambda *arguments: divided.apply(*arguments, method="fuse"),
+    mesh=compute.mesh,
+    in_specs=(P(), rows, rows, rows),
+    out_specs=rows,
+    check_vma=False,  # layers begin with zeros that belong to no device
+  )(variables, totals_a, totals_b, sources)
 
 
 def _passes(noisy_a: Array, noisy_b: Array, noise_levels: Array) -> tuple[Array, Array]:
@@ -189,9 +216,15 @@ def _passes(noisy_a: Array, noisy_b: Array, noise_levels: Array) -> tuple[Array,
 
 
 def _run_unet(
-  unet: UNet, params: Mapping[str, Any], images: Array, levels: Array, source: str
+  unet: UNet,
+  params: Mapping[str, Any],
+  images: Array,
+  levels: Array,
+  source: str,
+  compute: Compute,
 ) -> tuple[Array, ...]:
   """Features [P, B, h, w, c], a level each, of images [P, B, H, W, 1] at levels [P, B]."""
+  images, levels = compute.divide(images, 0), compute.divide(levels, 0)
   features = unet.apply(
     {"params": params},
     images.reshape(-1, *images.shape[2:]),
@@ -199,4 +232,5 @@ def _run_unet(
     source,
     method="fusion_features",
   )
-  return tuple(f.reshape(*images.shape[:2], *f.shape[1:]) for f in features)
+  # Said of the features, too: XLA would divide the way up by what is asked for afterwards.
+  return tuple(compute.divide(f.reshape(*images.shape[:2], *f.shape[1:]), 0) for f in features)

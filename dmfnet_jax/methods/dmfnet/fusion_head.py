@@ -3,6 +3,7 @@
 Levels run coarse to fine, features are NHWC.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,12 +30,13 @@ class ConvBlock(nn.Module):
 
   features: int
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [B, H, W, C] to [B, H, W, features]."""
     x = nn.relu(layers.conv(self.features, 1, dtype=self.dtype, name="conv1")(x))
-    return nn.relu(layers.conv(self.features, 3, dtype=self.dtype, name="conv2")(x))
+    return nn.relu(layers.conv(self.features, 3, dtype=self.dtype, rows=self.rows, name="conv2")(x))
 
 
 class TimestepFusion(nn.Module):
@@ -47,10 +49,11 @@ class TimestepFusion(nn.Module):
   features: int
   num_timesteps: int
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   def setup(self):
     self.conv1 = _PointwiseOverTimesteps(self.features, self.num_timesteps, self.dtype)
-    self.conv2 = layers.conv(self.features, 3, dtype=self.dtype)
+    self.conv2 = layers.conv(self.features, 3, dtype=self.dtype, rows=self.rows)
 
   def share(self, x: Array, timestep: Array | int) -> Array:
     """What the features [B, H, W, C] of one timestep add to the sum: [B, H, W, C] float32."""
@@ -104,6 +107,7 @@ class FusionHead(nn.Module):
       (1 - w) B + r, cut to [-1, 1], with a weight w in (0, 1) and a rest r for each pixel from the
       features. It begins as the mean of the sources, and need not learn to copy them.
     dtype: compute dtype; parameters and the output stay float32.
+    rows: see `nn.rows`: only for `fuse`, and an attention of `ATTENTIONS`.
   """
 
   level_widths: Sequence[int] = (256, 128, 128, 128, 128)
@@ -112,24 +116,27 @@ class FusionHead(nn.Module):
   multi_scale_reach: int = 2
   output: str = "tanh"
   dtype: Any = jnp.float32
+  rows: str | None = None
 
   def setup(self):
     widths = tuple(self.level_widths)
     attention = parts.find("fusion_head.attention", self.attention, ATTENTIONS)
+    own = {} if self.rows is None else {"rows": self.rows}  # a user's own knows of no rows
+    conv = functools.partial(layers.conv, dtype=self.dtype, rows=self.rows)
     for level in self._levels:
       if self.num_timesteps > 1:
-        merging = TimestepFusion(widths[level], self.num_timesteps, self.dtype)
+        merging = TimestepFusion(widths[level], self.num_timesteps, self.dtype, self.rows)
         setattr(self, f"timestep_fusion_{level}", merging)
-      setattr(self, f"attention_{level}", attention(dtype=self.dtype))
+      setattr(self, f"attention_{level}", attention(dtype=self.dtype, **own))
       if self.multi_scale_reach >= 2 and level >= 2:
-        setattr(self, f"skip_{level}", ConvBlock(widths[level], self.dtype))
+        setattr(self, f"skip_{level}", ConvBlock(widths[level], self.dtype, self.rows))
       next_width = widths[min(level + 1, len(widths) - 1)]
-      setattr(self, f"block_{level}", ConvBlock(next_width, self.dtype))
-    self.out1 = layers.conv(widths[-1] // 2, 3, dtype=self.dtype)
+      setattr(self, f"block_{level}", ConvBlock(next_width, self.dtype, self.rows))
+    self.out1 = conv(widths[-1] // 2, 3)
     if self.output == "tanh":
-      self.out2 = layers.conv(1, 3, dtype=self.dtype)
+      self.out2 = conv(1, 3)
     else:
-      self.out2 = layers.conv(2, 3, dtype=self.dtype, kernel_init=nn.initializers.zeros_init())
+      self.out2 = conv(2, 3, kernel_init=nn.initializers.zeros_init())
 
   @property
   def _levels(self) -> range:
@@ -156,14 +163,13 @@ class FusionHead(nn.Module):
     Raises:
       ValueError: the features' levels or timesteps are not the configured ones.
     """
-    for features in (features_a, features_b):
-      self.check([f.shape[0] for f in features], features)
+    return self.fuse(self.total(features_a), self.total(features_b), sources)
 
-    def total(features: Sequence[Array]) -> tuple[Array, ...]:
-      shares = [self.share([f[t] for f in features], t) for t in range(self.num_timesteps)]
-      return tuple(sum(level[1:], start=level[0]) for level in zip(*shares, strict=True))
-
-    return self.fuse(total(features_a), total(features_b), sources)
+  def total(self, features: Sequence[Array]) -> tuple[Array, ...]:
+    """The sums of `share` over the timesteps of one source's features, see `__call__`."""
+    self.check([f.shape[0] for f in features], features)
+    shares = [self.share([f[t] for f in features], t) for t in range(self.num_timesteps)]
+    return tuple(sum(level[1:], start=level[0]) for level in zip(*shares, strict=True))
 
   def check(self, timesteps: Sequence[int], features: Sequence[Array]) -> None:
     """Refuses, by a ValueError, other levels [..., c] or numbers of timesteps than configured."""
@@ -174,6 +180,12 @@ class FusionHead(nn.Module):
         f"the head is built for {self.num_timesteps} timesteps of widths {widths}, "
         f"got (timesteps, width) {got}"
       )
+
+  def can_divide(self, heights: Sequence[int], devices: int) -> bool:
+    """Whether levels so high can be divided by `rows` over so many devices."""
+    # The spatial attention reflects three rows.
+    fit = all(h % devices == 0 and h // devices > 3 for h in heights)
+    return fit and self.attention in ATTENTIONS
 
   def share(self, features: Sequence[Array], timestep: Array | int) -> tuple[Array, ...]:
     """What one timestep's features of one source add to the sums that `fuse` takes.
@@ -200,10 +212,11 @@ class FusionHead(nn.Module):
         a, b = merging.merge(a), merging.merge(b)
       fused = getattr(self, f"attention_{level}")(a, b)
       if self.multi_scale_reach >= 1 and level >= 1:
-        fused += layers.upsample_bilinear(outputs[-1])
-      if self.multi_scale_reach >= 2 and level >= 2:
-        skipped = getattr(self, f"skip_{level}")(layers.upsample_bilinear(outputs[-2]))
-        fused += layers.upsample_bilinear(skipped)
+        coarser = outputs[-1]
+        if self.multi_scale_reach >= 2 and level >= 2:
+          skip = getattr(self, f"skip_{level}")
+          coarser += skip(layers.upsample_bilinear(outputs[-2], self.rows))
+        fused += layers.upsample_bilinear(coarser, self.rows)  # one for both: it is linear
       outputs.append(getattr(self, f"block_{level}")(fused))
     h = nn.leaky_relu(self.out1(outputs[-1]), 0.2)
     h = self.out2(h).astype(jnp.float32)

@@ -45,21 +45,29 @@ class ResnetBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
-    """Maps [B, H, W, C_in] and embeddings [B, C] to [B, H, W, features]."""
+  def __call__(
+    self, inputs: Sequence[Array], embedding: Array, dropout_keys: Array | None
+  ) -> Array:
+    """Maps inputs [B, H, W, C_i], joined along C, and embeddings [B, C] to [B, H, W, features]."""
 
-    def norm_swish(h: Array, name: str) -> Array:
-      return nn.swish(layers.GroupNorm(self.norm_groups, dtype=self.dtype, name=name)(h))
+    def norm_swish(inputs: Sequence[Array], name: str) -> list[Array]:
+      norm = layers.GroupNorm(self.norm_groups, dtype=self.dtype, name=name)
+      return [nn.swish(x) for x in norm.over_parts(inputs)]
 
-    h = layers.conv(self.features, 3, dtype=self.dtype, name="conv1")(norm_swish(x, "norm1"))
+    def conv(size: int, name: str) -> nn.Module:
+      return layers.ConvOverParts(self.features, size, dtype=self.dtype, name=name)
+
+    h = conv(3, "conv1")(norm_swish(inputs, "norm1"))
     shift = layers.dense(self.features, dtype=self.dtype, name="noise_shift")(embedding)
-    h = norm_swish(h + shift[:, None, None, :], "norm2")
+    (h,) = norm_swish([h + shift[:, None, None, :]], "norm2")
     if dropout_keys is not None:
       h = layers.dropout(h, self.dropout, dropout_keys)
     h = layers.conv(self.features, 3, dtype=self.dtype, name="conv2")(h)
-    if x.shape[-1] != self.features:
-      x = layers.conv(self.features, 1, dtype=self.dtype, name="residual")(x)
-    h = h + x
+    if sum(x.shape[-1] for x in inputs) != self.features:
+      h = h + conv(1, "residual")(inputs)
+    else:
+      (x,) = inputs
+      h = h + x
     if self.attention:
       h = SelfAttention(self.norm_groups, self.dtype, name="attention")(h)
     return h
@@ -190,14 +198,14 @@ class UNet(nn.Module):
       if isinstance(layer, nn.Conv):
         h = layer(h)
       else:
-        h = layer(h, embedding, _fold(dropout_keys, index))
+        h = layer((h,), embedding, _fold(dropout_keys, index))
       skips.append(h)
     return h, skips
 
   def _decode(self, h, skips, embedding, dropout_keys, num_blocks):
     """Runs the middle and the first `num_blocks` up-blocks; returns the latter's outputs."""
     for index, layer in enumerate(self.mid, start=len(self.downs)):
-      h = layer(h, embedding, _fold(dropout_keys, index))
+      h = layer((h,), embedding, _fold(dropout_keys, index))
     remaining = list(skips)
     outputs: list[Array] = []
     for index, layer in enumerate(self.ups, start=len(self.downs) + len(self.mid)):
@@ -206,8 +214,7 @@ class UNet(nn.Module):
       if isinstance(layer, Upsample):
         h = layer(h)
       else:
-        h = jnp.concatenate([h, remaining.pop()], axis=-1)
-        h = layer(h, embedding, _fold(dropout_keys, index))
+        h = layer((h, remaining.pop()), embedding, _fold(dropout_keys, index))
         outputs.append(h)
     return outputs
 

@@ -1,0 +1,70 @@
+"""Pictures whose rows are divided over devices, for layers that run on each device's own rows.
+
+Images are [B, H, W, C]. `rows` names the mesh axis over which H is divided, the devices in the
+order of the rows; None: the pictures are whole. A layer that looks at its neighbours asks the
+devices beside its own for their nearest rows, so that values are those of the whole picture.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+def divided_conv(rows: str) -> Any:
+  """`lax.conv_general_dilated` of stride 1 for divided rows; for `flax.linen.Conv`.
+
+  The padding of rows, the same above and below and at most a device's rows, comes from the devices
+  beside; at the picture's edges it is zeros, as it is there for the whole picture.
+  """
+  return functools.partial(_conv, rows)
+
+
+def _conv(rows: str, x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+  of_rows, *others = padding
+  above, below = exchange(x, of_rows[0], rows)
+  extended = jnp.concatenate([above, x, below], axis=1)
+  return lax.conv_general_dilated(extended, kernel, strides, [(0, 0), *others], **options)
+
+
+def exchange(x: Array, n: int, rows: str) -> tuple[Array, Array]:
+  """The n rows above and below a device's own; zeros outside of the picture."""
+  # One exchange, where sending to each side would be two; they take longer than the few bytes.
+  edges = lax.all_gather(jnp.stack([x[:, :n], x[:, -n:]]), rows)
+  own, last = lax.axis_index(rows), lax.axis_size(rows) - 1
+  above = edges[jnp.maximum(own - 1, 0), 1]
+  below = edges[jnp.minimum(own + 1, last), 0]
+  return jnp.where(own > 0, above, 0), jnp.where(own < last, below, 0)
+
+
+def pad_reflect(x: Array, n: int, rows: str | None = None) -> Array:
+  """Reflects n rows and columns at each edge: [B, H + 2 n, W + 2 n, C].
+
+  The same values as `jnp.pad`. That joins slices, which XLA's CPU compiler computes within the
+  loops that read the result; these then take several times as long. Here edges are written into
+  an array that is there. A device needs n + 1 rows.
+  """
+  _, h, w, _ = x.shape
+  margin = ((0, 0), (n, n), (n, n), (0, 0))
+  if min(h, w) <= n and rows is None:  # reflected more than once
+    return jnp.pad(x, margin, mode="reflect")
+  above, below = x[:, 1 : n + 1][:, ::-1], x[:, -n - 1 : -1][:, ::-1]
+  if rows is not None:
+    is_first = lax.axis_index(rows) == 0
+    is_last = lax.axis_index(rows) == lax.axis_size(rows) - 1
+    before, behind = exchange(x, n, rows)
+    above, below = jnp.where(is_first, above, before), jnp.where(is_last, below, behind)
+  padded = jnp.pad(x, margin)
+  padded = padded.at[:, :n, n : n + w].set(above).at[:, n + h :, n : n + w].set(below)
+  left, right = padded[:, :, n + 1 : 2 * n + 1], padded[:, :, w - 1 : n + w - 1]
+  return padded.at[:, :, :n].set(left[:, :, ::-1]).at[:, :, n + w :].set(right[:, :, ::-1])
+
+
+def mean(x: Array, rows: str | None = None, **options: Any) -> Array:
+  """`jnp.mean` over rows and columns, which stay as axes of length 1."""
+  of_own = jnp.mean(x, axis=(1, 2), keepdims=True, **options)
+  return of_own if rows is None else lax.pmean(of_own, rows)
