@@ -9,7 +9,8 @@ of `dmfnet export --format onnx`. They get noised pictures and the sources; the 
 has the drawing of the noise, the padding and the conversions in it. One process, all cores, taking
 turns, memory kept as by the command; medians. The pictures of every float32 row are compared.
 
-For the folder every side reads PNG files, fuses all in its fastest way and writes PNG files.
+For the folder every side reads PNG files, fuses all and writes PNG files; beside this program
+PyTorch and ONNX Runtime in float32.
 
 The last lines are seconds over seconds: above 1 this program is faster.
 """
@@ -154,11 +155,7 @@ class Peers:
     rows: dict[str, Callable[[], np.ndarray]] = {}
     arrays = [x.numpy() for x in inputs]
     if importlib.util.find_spec("onnxruntime"):
-      import onnxruntime
-
-      options = onnxruntime.SessionOptions()
-      options.intra_op_num_threads = os.cpu_count() or 1
-      session = onnxruntime.InferenceSession(program, options, ["CPUExecutionProvider"])
+      session = onnx_session(program)
       given = dict(zip([x.name for x in session.get_inputs()], arrays, strict=False))
       rows[f"ONNX Runtime, {title}"] = lambda: session.run(None, given)[0].reshape(SIZE, SIZE)
     if importlib.util.find_spec("openvino"):
@@ -174,6 +171,32 @@ class Peers:
           compiled(arrays[:count])[0]
         ).reshape(SIZE, SIZE)
     return rows
+
+  def folder_runtimes(self, noise: list[torch.Tensor]) -> dict[str, Callable[..., np.ndarray]]:
+    """ONNX Runtime on the program that PyTorch exports, of any pair [1, 1, H, W]."""
+    if not importlib.util.find_spec("onnxruntime"):
+      return {}
+    with tempfile.TemporaryDirectory() as folder:
+      exported = Path(folder) / "torch.onnx"
+      self.export(exported)
+      session = onnx_session(exported.read_bytes())
+    names = [x.name for x in session.get_inputs()]
+
+    def fuse(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+      # The export leaves out what the networks do not use, such as sources that are not blended.
+      given = dict(zip(["noisy_a", "noisy_b", "levels", "a", "b"], [*noise, a, b], strict=True))
+      return session.run(None, {k: given[k].numpy() for k in names})[0].reshape(SIZE, SIZE)
+
+    return {"ONNX Runtime, of torch": fuse}
+
+
+def onnx_session(program: bytes) -> Any:
+  """ONNX Runtime's session of a program on all cores."""
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = os.cpu_count() or 1
+  return onnxruntime.InferenceSession(program, options, ["CPUExecutionProvider"])
 
 
 class NeededPasses(torch.nn.Module):
@@ -236,10 +259,20 @@ def compare(name: str, rows: dict[str, Callable[[], np.ndarray]], repeats: int) 
 
 
 def compare_folder(name: str, model: Model, count: int) -> str:
-  """Pairs a second of a folder, in files and out files; returns the line of the ratio."""
+  """Pairs a second of a folder, in files and out files; returns the line of the ratio.
+
+  The others fuse one pair after the other on all cores, while threads read and write.
+  """
   peers = Peers(model, with_compile=False)
   module = peers.forward(None).to(memory_format=torch.channels_last)
-  noise = peers.noised()
+  noise = peers.noised()[:3]
+
+  def by_torch(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    pair = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
+    with torch.inference_mode():
+      return module(*noise, *pair)[0, 0].numpy()
+
+  fuse = {"torch, channels last": by_torch} | peers.folder_runtimes(noise)
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
     for side, seed in (("a", 0), ("b", 1)):
@@ -256,24 +289,23 @@ def compare_folder(name: str, model: Model, count: int) -> str:
       read = (pictures.read_image(root / side / f"{i:03d}.png") for side in "ab")
       return [torch.from_numpy(pictures.to_float(x))[None, None] for x in read]
 
-    def write(i: int, fused: torch.Tensor) -> None:
-      pictures.write_image(
-        root / "torch" / f"{i:03d}.png", pictures.from_float(fused[0, 0].numpy())
-      )
+    def write(i: int, fused: np.ndarray) -> None:
+      pictures.write_image(root / "theirs" / f"{i:03d}.png", pictures.from_float(fused))
 
-    def theirs() -> None:
-      (root / "torch").mkdir(exist_ok=True)
-      with concurrent.futures.ThreadPoolExecutor() as pool, torch.inference_mode():
+    def theirs(fuse: Callable[..., np.ndarray]) -> None:
+      (root / "theirs").mkdir(exist_ok=True)
+      with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting = [pool.submit(read, i) for i in range(count)]
         for i, job in enumerate(waiting):
-          a, b = (x.contiguous(memory_format=torch.channels_last) for x in job.result())
-          pool.submit(write, i, module(*noise[:3], a, b))
+          pool.submit(write, i, fuse(*job.result()))
 
-    seconds = measuring.interleaved_medians({"ours": ours, "torch": theirs}, 3)
+    rows = {title: functools.partial(theirs, function) for title, function in fuse.items()}
+    seconds = measuring.interleaved_medians({"ours": ours} | rows, 3)
   print(f"\n{name}: a folder of {count} pairs, reading and writing included")
   for title, value in seconds.items():
     print(f"{title:20} {value:8.2f} s {count / value:8.2f} pairs a second")
-  return f"{name}, a folder of {count}: torch / ours {seconds['torch'] / seconds['ours']:.2f}"
+  fastest = min(seconds[title] for title in rows)
+  return f"{name}, a folder of {count}: fastest float32 peer / ours {fastest / seconds['ours']:.2f}"
 
 
 if __name__ == "__main__":
