@@ -1,9 +1,9 @@
-"""The program computes what it computed before its parts were moved, to the last bit.
+"""The program computes what version 0.1.0 computed, up to rounding.
 
-`unchanged.py` computes it in a process of its own; `golden/unchanged.npz` has what
-version 0.1.0 computed. The bits are the same where the processor, the number of cores and the
-libraries are; elsewhere the numbers are, up to rounding. In Stage II's training what differs by
-rounding grows with every step: the first ones are held closely and the later ones loosely.
+`unchanged.py` computes it in a process of its own; `golden/unchanged.npz` has what that version
+computed. Until the order of sums changed, for speed, it was held to the last bit. In Stage II's
+training what differs by rounding grows with every step: the first ones are held closely and the
+later ones loosely.
 """
 
 import os
@@ -19,7 +19,7 @@ SCRIPT = Path(unchanged.__file__)
 with np.load(SCRIPT.parent / "golden" / "unchanged.npz") as file:
   GOLDEN = dict(file)
 
-# Where bits may differ: Stage II's steps up to this one are held as all else is ...
+# Stage II's steps up to this one are held as all else is ...
 EARLY = 5
 # ... and later ones so, which on one processor differ by 3e-3 with other instructions or cores.
 LATE = 5e-2
@@ -35,16 +35,12 @@ def names(start: str) -> list[str]:
 
 
 def compute(folder: Path, *parts: str) -> Arrays:
-  """Runs the script on one CPU device, as users run it or, where bits may differ, as the tests."""
+  """Runs the script on one CPU device."""
   settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-  inherited = dict(os.environ)
-  if is_exact({f"identity/{name}": value for name, value in unchanged.identity().items()}):
-    settings |= {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
-    inherited = {k: v for k, v in inherited.items() if not k.startswith(("JAX_", "XLA_"))}
   out = folder / "computed.npz"
   done = subprocess.run(
     [sys.executable, str(SCRIPT), "--out", str(out), "--parts", *parts],
-    env=inherited | settings,
+    env=os.environ | settings,
     cwd=folder,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -73,29 +69,15 @@ def trained(tmp_path_factory) -> Arrays:
   return compute(tmp_path_factory.mktemp("trained"), "training")
 
 
-def is_exact(computed: Arrays) -> bool:
-  """Whether the bits are to be the same: the processor, the cores and the libraries are."""
-  return all(computed[name] == GOLDEN[name] for name in names("identity/"))
-
-
-def assert_same_bits(computed: Arrays, name: str) -> None:
-  assert computed[name].dtype == GOLDEN[name].dtype, name
-  np.testing.assert_array_equal(computed[name], GOLDEN[name], err_msg=name)
-
-
-@pytest.mark.parametrize("name", [name for name in names("demo/") if name != "demo/sha256"])
+@pytest.mark.parametrize("name", names("demo/"))
 def test_demo_pictures(fused, name):
   """First: all below is made of them."""
-  if is_exact(fused):
-    assert_same_bits(fused, "demo/sha256")
   assert_pictures_alike(fused[name], GOLDEN[name])
 
 
 @pytest.mark.parametrize("name", names("fused/"))
 def test_fused_pictures(fused, name):
   """Of odd sizes, alone, in batches and lists, grey and coloured; volumes by the command."""
-  if is_exact(fused):
-    assert_same_bits(fused, name)
   assert_pictures_alike(fused[name], GOLDEN[name])
 
 
@@ -111,8 +93,6 @@ def assert_pictures_alike(picture: np.ndarray, golden: np.ndarray) -> None:
 @pytest.mark.parametrize("name", names("floats/"))
 def test_fused_floats(fused, name):
   """A deviation in grey levels, and a picture in [-1, 1]."""
-  if is_exact(fused):
-    assert_same_bits(fused, name)
   assert fused[name].dtype == np.float32
   np.testing.assert_allclose(fused[name], GOLDEN[name], rtol=0, atol=1e-3)
 
@@ -126,8 +106,6 @@ def test_the_volume_is_in_its_place_and_has_its_windows(fused, name):
 @pytest.mark.parametrize("name", names("losses/"))
 def test_losses(trained, name):
   """What metrics.jsonl says of every step and of the validation, without times."""
-  if is_exact(trained):
-    assert_same_bits(trained, name)
   ours, golden = trained[name], GOLDEN[name]
   assert ours.shape == golden.shape
   if "stage2" not in name:
@@ -147,9 +125,6 @@ def test_parameters(trained, stage):
   golden = {name.removeprefix(start): GOLDEN[name] for name in names(start)}
   ours = {field: trained[start + field] for field in golden}
   np.testing.assert_array_equal(ours["path"], golden["path"])
-  if is_exact(trained):
-    changed = golden["path"][ours["sha256"] != golden["sha256"]]
-    assert not changed.size, f"{changed.size} leaves differ, the first one {changed[0]}"
   for row, path in enumerate(golden["path"]):
     within = 1e-3 * golden["largest"][row] + (LEAF if path.startswith("fusion_head/") else 0)
     for field in ("first", "mean"):
