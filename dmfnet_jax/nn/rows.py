@@ -48,20 +48,22 @@ def pad_reflect(x: Array, n: int, rows: str | None = None) -> Array:
   loops that read the result; these then take several times as long. Here edges are written into
   an array that is there. A device needs n + 1 rows.
   """
-  _, h, w, _ = x.shape
-  margin = ((0, 0), (n, n), (n, n), (0, 0))
+  b, h, w, c = x.shape
   if min(h, w) <= n and rows is None:  # reflected more than once
-    return jnp.pad(x, margin, mode="reflect")
+    return jnp.pad(x, ((0, 0), (n, n), (n, n), (0, 0)), mode="reflect")
   above, below = x[:, 1 : n + 1][:, ::-1], x[:, -n - 1 : -1][:, ::-1]
   if rows is not None:
     is_first = lax.axis_index(rows) == 0
     is_last = lax.axis_index(rows) == lax.axis_size(rows) - 1
     before, behind = exchange(x, n, rows)
     above, below = jnp.where(is_first, above, before), jnp.where(is_last, below, behind)
-  padded = jnp.pad(x, margin)
-  padded = padded.at[:, :n, n : n + w].set(above).at[:, n + h :, n : n + w].set(below)
+  write = lax.dynamic_update_slice
+  padded = jnp.zeros((b, h + 2 * n, w + 2 * n, c), x.dtype)
+  for start, part in ((0, above), (n, x), (n + h, below)):
+    padded = write(padded, part, (0, start, n, 0))
   left, right = padded[:, :, n + 1 : 2 * n + 1], padded[:, :, w - 1 : n + w - 1]
-  return padded.at[:, :, :n].set(left[:, :, ::-1]).at[:, :, n + w :].set(right[:, :, ::-1])
+  padded = write(padded, left[:, :, ::-1], (0, 0, 0, 0))
+  return write(padded, right[:, :, ::-1], (0, 0, n + w, 0))
 
 
 def mean(x: Array, rows: str | None = None, **options: Any) -> Array:
