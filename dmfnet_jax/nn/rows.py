@@ -46,7 +46,7 @@ def pad_reflect(x: Array, n: int, rows: str | None = None) -> Array:
 
   The same values as `jnp.pad`. That joins slices, which XLA's CPU compiler computes within the
   loops that read the result; these then take several times as long. Here edges are written into
-  an array that is there. A device needs n + 1 rows.
+  an array that is there. Where rows are divided, each device needs n + 1 of them, and columns.
   """
   b, h, w, c = x.shape
   if min(h, w) <= n and rows is None:  # reflected more than once

@@ -231,6 +231,7 @@ DEVICES = """
       given["a"][[0, 0]], given["b"][[0, 0]], names=names[:1] * 2, batch_size=1
     ),
     "large": model.fuse(given["large_a"], given["large_b"]),
+    "narrow": model.fuse(given["large_a"][:, :4], given["large_b"][:, :4]),
   }
   np.savez(sys.argv[2], **fused)
 """
@@ -268,6 +269,8 @@ def test_four_devices_fuse_what_one_fuses(tmp_path):
     np.testing.assert_array_equal(fused[key], expected)
   np.testing.assert_allclose(fused["alone"], fused["by_one"][0], rtol=0, atol=1e-6)
   np.testing.assert_allclose(fused["large"], model.fuse(*large.values()), rtol=0, atol=1e-6)
+  narrow = model.fuse(*(x[:, :4] for x in large.values()))
+  np.testing.assert_allclose(fused["narrow"], narrow, rtol=0, atol=1e-6)
   np.testing.assert_array_equal(fused["one_by_one"], np.stack([fused["alone"]] * 2))
 
 

@@ -73,8 +73,9 @@ def test_the_fusion_head(attention):
   sources = draw(1, 64, 48, 1, seed=5), draw(1, 64, 48, 1, seed=6)
   variables = head.init(jax.random.key(0), [x[None] for x in a], [x[None] for x in b], sources)
   fuse = functools.partial(head.apply, variables, method="fuse")
-  assert head.can_divide([32, 64], COUNT)
-  assert not head.can_divide([8, 16], COUNT)
+  assert head.can_divide([(32, 24), (64, 48)], COUNT)
+  assert not head.can_divide([(8, 24), (16, 48)], COUNT)
+  assert not head.can_divide([(32, 3), (64, 6)], COUNT)
 
   def divided(a, b, sources, rows):
     return head.clone(rows=rows).apply(variables, a, b, sources, method="fuse")

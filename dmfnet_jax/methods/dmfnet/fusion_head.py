@@ -181,10 +181,10 @@ class FusionHead(nn.Module):
         f"got (timesteps, width) {got}"
       )
 
-  def can_divide(self, heights: Sequence[int], devices: int) -> bool:
-    """Whether levels so high can be divided by `rows` over so many devices."""
-    # The spatial attention reflects three rows.
-    fit = all(h % devices == 0 and h // devices > 3 for h in heights)
+  def can_divide(self, sizes: Sequence[tuple[int, int]], devices: int) -> bool:
+    """Whether levels of such heights and widths can be divided by `rows` over so many devices."""
+    # The spatial attention reflects three rows and columns.
+    fit = all(h % devices == 0 and h // devices > 3 and w > 3 for h, w in sizes)
     return fit and self.attention in ATTENTIONS
 
   def share(self, features: Sequence[Array], timestep: Array | int) -> tuple[Array, ...]:
