@@ -193,7 +193,7 @@ def _fuse_totals(
   """`FusionHead.fuse`, by devices that share the rows."""
   if compute.mesh is None:
     return head.apply(variables, totals_a, totals_b, sources, method="fuse")
-  if not head.can_divide([total.shape[1:3] for total in totals_a], compute.mesh.size):
+  if not head.can_divide([(x.shape[1], x.shape[2]) for x in totals_a], compute.mesh.size):
     # A hint: XLA divides what it can, with many more exchanges.
     totals_a, totals_b = (tuple(compute.divide(x, 1) for x in t) for t in (totals_a, totals_b))
     return head.apply(variables, totals_a, totals_b, sources, method="fuse")
