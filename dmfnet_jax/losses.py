@@ -144,10 +144,12 @@ def fusion_loss(
   intensity_weight: float = 1.5,
   overlap: float = 0.0,
   overlap_power: float = 0.0,
+  shade: float = 0.0,
   mean_share: float = 0.0,
   gradient_weight: float = 1.0,
   gradient_gain: float = 1.0,
   gain_half: float = 0.0,
+  gain_power: float = 1.0,
   gradient_floor: float = 0.0,
   ssim_weight: float = 0.5,
   lost_weight: float = 0.0,
@@ -166,13 +168,17 @@ def fusion_loss(
       neither hides the other.
     overlap_power: p, where the overlap is weighed by the brighter source's brightness, 0 to 1, to
       the power of p: with 1 it is felt where both are bright, and hardly in a dark brain of a CT.
+    shade: s, by which the target's dark greys are darker than the brighter source: of a brightness x
+      of 0 to 1 the target has x - s x (1 - x)^2, so that black and white stay. It makes room for the
+      overlap: the mean stays, the contrast grows.
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
     gradient_gain: what the target max(grad A, grad B) is multiplied by: g in the end.
-    gain_half: a gradient G whose factor is half way, (1 + g) / 2; the factor is
-      1 + (g - 1) G / (G + gain_half), so that edges gain and texture stays. A step of the whole
+    gain_half: a gradient h whose factor is half way, (1 + g) / 2; the factor of a gradient G is
+      1 + (g - 1) G^p / (G^p + h^p), so that edges gain and texture stays. A step of the whole
       range is 8. 0: the factor is g everywhere.
+    gain_power: p; with 2 only the strongest edges gain, as of bone and air.
     gradient_floor: what is taken off max(grad A, grad B) before, down to 0: a camera's noise.
     ssim_weight: weight of 1 - S, `structure_similarity`.
     lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
@@ -186,20 +192,25 @@ def fusion_loss(
     "lost" and "invention" where they have a weight.
   """
   check_same_shape(fused, a, b)
-  brightness = jnp.maximum(a, b)
+  brightest = jnp.maximum(a, b)
+  wanted = brightest
   if overlap:
     lift = overlap * (jnp.minimum(a, b) + 1)
     if overlap_power:
-      lift *= ((brightness + 1) / 2) ** overlap_power
-    brightness = jnp.minimum(brightness + lift, 1)
+      lift *= ((brightest + 1) / 2) ** overlap_power
+    wanted += lift
+  if shade:
+    wanted -= shade * (1 - brightest**2) * (1 - brightest) / 4
+  wanted = jnp.minimum(wanted, 1)
   if mean_share:
-    brightness = (1 - mean_share) * brightness + mean_share * (a + b) / 2
-  intensity = jnp.mean(absolute(fused - brightness), axis=_PER_IMAGE)
+    wanted = (1 - mean_share) * wanted + mean_share * (a + b) / 2
+  intensity = jnp.mean(absolute(fused - wanted), axis=_PER_IMAGE)
   target = jnp.maximum(sobel_gradient(a), sobel_gradient(b))
   if gradient_floor:
     target = jnp.maximum(target - gradient_floor, 0)
   if gain_half:
-    target *= 1 + (gradient_gain - 1) * target / (target + gain_half)
+    power = target**gain_power
+    target *= 1 + (gradient_gain - 1) * power / (power + gain_half**gain_power)
   else:
     target = gradient_gain * target
   gradient = jnp.mean(absolute(sobel_gradient(fused) - target), axis=_PER_IMAGE)
@@ -207,7 +218,7 @@ def fusion_loss(
   loss = intensity_weight * intensity + gradient_weight * gradient + ssim_weight * (1 - ssim)
   terms = {"intensity": intensity, "gradient": gradient, "ssim": ssim}
   if lost_weight:
-    lost = jnp.maximum(jnp.maximum(a, b) - fused - lost_margin, 0)
+    lost = jnp.maximum(brightest - fused - lost_margin, 0)
     terms["lost"] = jnp.mean(lost**2, axis=_PER_IMAGE)
     loss += lost_weight * terms["lost"]
   if invention_weight:

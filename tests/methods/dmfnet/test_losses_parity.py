@@ -86,6 +86,19 @@ def test_overlap_brightens_the_target_where_both_sources_are_bright():
   np.testing.assert_allclose(terms["intensity"], [0, 0.05, 0], atol=1e-6)
 
 
+def test_shade_darkens_dark_greys_and_leaves_black_and_white():
+  """By hand: of 0, 1/4, 1/2 and 1 remain 0, 1/4 - 9/64 s, 1/2 - s/8 and 1."""
+  a = np.float32([0, 0.25, 0.5, 1]) * 2 - 1
+  target = np.float32([0, 0.25 - 0.1 * 9 / 64, 0.5 - 0.1 / 8, 1]) * 2 - 1
+  a, target = (np.tile(x[:, None, None, None], (1, 8, 8, 1)) for x in (a, target))
+  black = np.full_like(a, -1)
+  _, terms = losses.fusion_loss(target, a, black, shade=0.1)
+  np.testing.assert_allclose(terms["intensity"], 0, atol=1e-7)
+  # The darker source lifts as before: of two equal middle greys by 0.2 of a half.
+  _, terms = losses.fusion_loss(target + 0.1 * (a + 1), a, a, shade=0.1, overlap=0.1)
+  np.testing.assert_allclose(terms["intensity"][:3], 0, atol=1e-7)
+
+
 def test_the_mean_is_mixed_into_the_target():
   """By hand: a quarter of (-1 + 0.5) / 2, three quarters of 0.5."""
   a, b = np.full((1, 8, 8, 1), -1, np.float32), np.full((1, 8, 8, 1), 0.5, np.float32)
@@ -121,6 +134,10 @@ def test_what_a_reader_objects_to_costs_what_it_should():
   border = border.at[:, 1:-1, 1:-1].set(0)
   at_border = jnp.sum(0.5 * border**2 / (border + 3))
   np.testing.assert_allclose(terms["gradient"], (inner + at_border) / 32**2, rtol=1e-4)
+  # With the power 2 of the inner ones 0.5 / (1 + 3^2).
+  _, terms = losses.fusion_loss(ramp, ramp, ramp, gradient_gain=1.5, gain_half=3.0, gain_power=2.0)
+  at_border = jnp.sum(0.5 * border**3 / (border**2 + 9))
+  np.testing.assert_allclose(terms["gradient"], (900 * 0.05 + at_border) / 32**2, rtol=1e-4)
   # The border's gradients are far above the floor.
   _, terms = losses.fusion_loss(ramp, ramp, ramp, gradient_floor=0.25)
   np.testing.assert_allclose(
