@@ -46,7 +46,7 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.network.growth = 8
   common.reader_loss(config)
   # This network follows edges and texture more than DM-FNet's head does.
-  config.loss.update(gradient_gain=2.6, gradient_floor=0.02)
+  config.loss.update(gradient_gain=2.2, gradient_floor=0.04)
   config.batch_size = 2
   config.num_train_steps = 3_500
   config.log_every_steps = 25

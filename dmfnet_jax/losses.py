@@ -168,9 +168,9 @@ def fusion_loss(
       neither hides the other.
     overlap_power: p, where the overlap is weighed by the brighter source's brightness, 0 to 1, to
       the power of p: with 1 it is felt where both are bright, and hardly in a dark brain of a CT.
-    shade: s, by which the target's dark greys are darker than the brighter source: of a brightness x
-      of 0 to 1 the target has x - s x (1 - x)^2, so that black and white stay. It makes room for the
-      overlap: the mean stays, the contrast grows.
+    shade: s, by which the target's dark greys are darker than the brighter source: of a brightness
+      x of 0 to 1 the target has x - s x (1 - x)^2, so that black and white stay. It makes room for
+      the overlap: the mean stays, the contrast grows.
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
