@@ -74,7 +74,7 @@ def recipe(method: str, stage: int, **changes: Any) -> ml_collections.ConfigDict
 
 def reader_loss(config: ml_collections.ConfigDict) -> None:
   """Weights of `losses.fusion_loss` by which what a reader objects to costs something."""
-  config.loss.update(lost_weight=12.0, lost_margin=0.12)  # no dark lines in bone, no black rings
+  config.loss.lost_weight = 12.0  # no dark lines in bone, no black rings
   config.loss.invention_weight = 3.3
   # Wins back the edges that these cost: those of bone and air, and not texture.
   config.loss.update(gradient_gain=3.0, gain_half=7.0, gain_power=3.0, gradient_floor=0.005)

@@ -170,7 +170,7 @@ def fusion_loss(
       the power of p: with 1 it is felt where both are bright, and hardly in a dark brain of a CT.
     shade: s, by which the target's dark greys are darker than the brighter source: of a brightness
       x of 0 to 1 the target has x - s x (1 - x)^2, so that black and white stay. It makes room for
-      the overlap: the mean stays, the contrast grows.
+      the overlap.
     mean_share: how much of (A + B) / 2 is mixed into the target. Of an infrared and a visible
       picture each has a value of its own at every pixel, and the maximum keeps only one of them.
     gradient_weight: weight of mean |grad F - max(grad A, grad B)|.
@@ -178,7 +178,7 @@ def fusion_loss(
     gain_half: a gradient h whose factor is half way, (1 + g) / 2; the factor of a gradient G is
       1 + (g - 1) G^p / (G^p + h^p), so that edges gain and texture stays. A step of the whole
       range is 8. 0: the factor is g everywhere.
-    gain_power: p; with 2 only the strongest edges gain, as of bone and air.
+    gain_power: p; the larger, the less gains below h: from 2 on hardly more than bone and air.
     gradient_floor: what is taken off max(grad A, grad B) before, down to 0: a camera's noise.
     ssim_weight: weight of 1 - S, `structure_similarity`.
     lost_weight: weight of mean max(0, max(A, B) - F - margin)^2, brightness that is lost: without
