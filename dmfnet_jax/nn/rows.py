@@ -5,7 +5,6 @@ order of the rows; None: the pictures are whole. A layer that looks at its neigh
 devices beside its own for their nearest rows, so that values are those of the whole picture.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -21,14 +20,14 @@ def divided_conv(rows: str) -> Any:
   The padding of rows, the same above and below and at most a device's rows, comes from the devices
   beside; at the picture's edges it is zeros, as it is there for the whole picture.
   """
-  return functools.partial(_conv, rows)
 
+  def conv(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+    of_rows, *others = padding
+    above, below = exchange(x, of_rows[0], rows)
+    extended = jnp.concatenate([above, x, below], axis=1)
+    return lax.conv_general_dilated(extended, kernel, strides, [(0, 0), *others], **options)
 
-def _conv(rows: str, x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-  of_rows, *others = padding
-  above, below = exchange(x, of_rows[0], rows)
-  extended = jnp.concatenate([above, x, below], axis=1)
-  return lax.conv_general_dilated(extended, kernel, strides, [(0, 0), *others], **options)
+  return conv
 
 
 def exchange(x: Array, n: int, rows: str) -> tuple[Array, Array]:

@@ -53,6 +53,7 @@ from dmfnet_jax.methods.dmfnet import features  # noqa: E402
 from dmfnet_jax.methods.dmfnet import torch as torch_weights  # noqa: E402
 
 SIZE = 256
+INPUTS = ("noisy_a", "noisy_b", "levels", "a", "b")  # of the networks, by name
 BFLOAT16 = "bfloat16"
 
 
@@ -145,8 +146,7 @@ class Peers:
   def export(self, path: Path) -> None:
     """Writes the networks as ONNX."""
     module = self.forward(2 * self.timesteps).to(memory_format=torch.contiguous_format).eval()
-    names = ["noisy_a", "noisy_b", "levels", "a", "b"]
-    torch.onnx.export(module, tuple(self.inputs), str(path), input_names=names, dynamo=False)
+    torch.onnx.export(module, tuple(self.inputs), str(path), input_names=list(INPUTS), dynamo=False)
 
   def runtimes(
     self, title: str, program: bytes, inputs: list[torch.Tensor]
@@ -184,7 +184,7 @@ class Peers:
 
     def fuse(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
       # The export leaves out what the networks do not use, such as sources that are not blended.
-      given = dict(zip(["noisy_a", "noisy_b", "levels", "a", "b"], [*noise, a, b], strict=True))
+      given = dict(zip(INPUTS, [*noise, a, b], strict=True))
       return session.run(None, {k: given[k].numpy() for k in names})[0].reshape(SIZE, SIZE)
 
     return {"ONNX Runtime, of torch": fuse}
