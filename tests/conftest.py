@@ -27,15 +27,18 @@ def pytest_configure(config):
   """Spends little on compiling: through the environment, before anything imports JAX.
 
   What a session compiles is kept, so that no test and no child process compiles it again. And
-  LLVM's optimisations, half of the compile time, are left out: they would pay in longer runs. With
-  XLA_FLAGS set, if to nothing, the tests run what users run.
+  LLVM's optimisations, half of the compile time, are left out, and so is the compiler of fused
+  loops that needs a third of the rest: they would pay in longer runs. With XLA_FLAGS set, if to
+  nothing, the tests run what users run.
 
   JAX refuses to guess: no operation may widen a dtype or add an axis by itself. A float64 or an
   axis too many is a mistake here, and both would pass unseen.
   """
   os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
   os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  )
   os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # whatever the machine's cores
   if not hasattr(config, "workerinput"):  # the workers of `pytest -n` have their parent's
     folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")

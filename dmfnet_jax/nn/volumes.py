@@ -302,6 +302,7 @@ def _taps(x: Array, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], Arra
   return found
 
 
+@jax.jit  # traced once a shape: networks call it dozens of times
 def sample(x: Array, places: Array) -> Array:
   """Reads volumes between their voxels, trilinearly; zeros lie around them.
 

@@ -4,7 +4,8 @@
 
 Trains Stage II of a recipe on a trained UNet and on untrained ones, with each of the two outputs
 (blend, the paper's tanh), on one noise step (5) and three (5, 10, 20), each once per seed: sixteen
-runs, or fewer with `--outputs` and `--timesteps`. Then fuses the validation pairs with every model
+runs, or fewer with `--outputs` and `--timesteps`. `--unets untrained-64 untrained` compares widths
+instead. Then fuses the validation pairs with every model
 and prints means over the seeds, and how far trained and untrained lie apart beside how far the
 seeds do. What is trained already is not trained again, and `--seeds 0` and `--seeds 1` can run
 beside each other before a call with both.
@@ -42,6 +43,12 @@ def main() -> None:
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
   parser.add_argument("--outputs", nargs="+", default=["blend", "tanh"])
   parser.add_argument("--timesteps", nargs="+", default=["5", "5,10,20"])
+  parser.add_argument(
+    "--unets",
+    nargs="+",
+    default=["trained", "untrained"],
+    help="trained (--stage1), untrained (as wide as small's), or untrained-WIDTH",
+  )
   args = parser.parse_args()
   enable_compilation_cache()
   data = [f"--config.data_dir={args.data_dir}", "--config.sample_every_steps=0"]
@@ -51,9 +58,8 @@ def main() -> None:
   found: dict[tuple[str, str, str, str], list[dict[str, float]]] = collections.defaultdict(list)
   for seed, output, timesteps in itertools.product(args.seeds, args.outputs, args.timesteps):
     seeded = [*data, f"--config.seed={seed}"]
-    untrained = args.out / f"unet_{seed}"
-    ablations.train("configs/ablations.py:untrained", untrained, seeded)
-    for unet, stage1 in {"trained": args.stage1, "untrained": str(untrained)}.items():
+    for unet in args.unets:
+      stage1 = args.stage1 if unet == "trained" else str(_untrained(args.out, unet, seed, seeded))
       workdir = args.out / f"{unet}_{output}_{timesteps}_{seed}"
       print(f"{workdir.name}:", file=sys.stderr, flush=True)
       overrides = [
@@ -78,22 +84,36 @@ def main() -> None:
   count = sum(map(len, pairs.values()))
   print(f"means over {len(args.seeds)} seeds and the {count} pairs of val\n")
   print(quality.markdown(table, COLUMNS))
-  print(f"\n{quality.markdown(compare(found), COLUMNS)}")
+  if len(args.unets) > 1:
+    print(f"\n{quality.markdown(compare(found, *args.unets[:2]), COLUMNS)}")
 
 
-def compare(found: Mapping[tuple[str, str, str, str], list[dict[str, float]]]) -> quality.Rows:
-  """Of all pairs: what training the UNet changes, for the better in how many forms; seeds apart."""
+def _untrained(out: Path, unet: str, seed: int, seeded: list[str]) -> Path:
+  """A run whose UNet has random weights; "untrained-64" is 64 channels wide."""
+  width = unet.removeprefix("untrained").removeprefix("-")
+  workdir = out / f"unet{width}_{seed}"
+  wide = []
+  if width:  # four channels a group, as in the paper
+    wide = [f"--config.unet.width={width}", f"--config.unet.norm_groups={int(width) // 4}"]
+  return ablations.train("configs/ablations.py:untrained", workdir, [*seeded, *wide])
+
+
+def compare(
+  found: Mapping[tuple[str, str, str, str], list[dict[str, float]]], first: str, second: str
+) -> quality.Rows:
+  """Of all pairs: what the first UNet changes, for the better in how many forms; seeds apart."""
   forms = sorted({(output, timesteps) for _, output, timesteps, _ in found})
-  rows: quality.Rows = {"trained - untrained": {}, "better in": {}, "deviation of a seed": {}}
+  difference = f"{first} - {second}"
+  rows: quality.Rows = {difference: {}, "better in": {}, "deviation of a seed": {}}
   for c in COLUMNS:
     runs = np.array(
       [
-        [[row[c] for row in found["all", *form, unet]] for unet in ("trained", "untrained")]
+        [[row[c] for row in found["all", *form, unet]] for unet in (first, second)]
         for form in forms
       ]
     )  # [form, unet, seed]
     change = runs[:, 0].mean(axis=1) - runs[:, 1].mean(axis=1)
-    rows["trained - untrained"][c] = float(change.mean())
+    rows[difference][c] = float(change.mean())
     lower = c in quality.LOWER_IS_BETTER or c == "validation loss"
     rows["better in"][c] = float(np.sum(change < 0 if lower else change > 0))
     if runs.shape[-1] > 1:

@@ -32,8 +32,8 @@ class Computed(NamedTuple):
   Attributes:
     value: ours.
     tolerance: of the error.
-    scale: what the largest difference is divided by; None for the golden's largest value.
-    by_norm: the error is the difference's norm over the golden's, for arrays with kinks in them.
+    scale: what the difference is divided by; None for the golden's largest value, or its norm.
+    by_norm: of the difference its norm, not its largest value: for arrays with kinks in them.
   """
 
   value: Any
@@ -61,10 +61,9 @@ def error_of(expected: np.ndarray, computed: Computed) -> float:
   theirs = np.asarray(expected, np.float64)
   if ours.shape != theirs.shape or not np.isfinite(ours).all():
     return float("inf")
-  if computed.by_norm:
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-  scale = np.abs(theirs).max() if computed.scale is None else computed.scale
-  return float(np.abs(ours - theirs).max() / (scale or 1.0))
+  size = np.linalg.norm if computed.by_norm else functools.partial(np.linalg.norm, ord=np.inf)
+  scale = size(theirs.ravel()) if computed.scale is None else computed.scale
+  return float(size((ours - theirs).ravel()) / (scale or 1.0))
 
 
 def check(name: str, file: str | Path, prefix: str = "") -> bool:

@@ -202,8 +202,9 @@ def compute(arrays, draw):
   before, after = published.to_torch(params), published.to_torch(after)
   for key in (key for key in arrays if key.startswith("steps_after:")):
     _, part, name = key.split(":")
-    change = np.abs(arrays[key] - before[part][name]).max()
-    found[key] = Computed(after[part][name], STEP, scale=float(change))
+    # By the norm: Adam steps as far by a small gradient, mostly rounding, as by a large one.
+    change = np.linalg.norm(arrays[key] - before[part][name])
+    found[key] = Computed(after[part][name], STEP, scale=float(change), by_norm=True)
 
   # Inference.
   for name, skip in (("infrared", "visible"), ("medical_sum", "sum"), ("medical_none", "none")):
