@@ -13,6 +13,7 @@ Sizes:
   million parameters. `dmfnet_jax/weights/small.md` says what a run took and gave.
 - small-fast: Stage 2 of the released `small-fast`, with one noise step instead of three.
 - small-v2: Stage 2 of the released `small-v2`: one noise step, and a loss that keeps bone solid.
+- fast: the released `fast`: as small-v2 and half as wide, both stages.
 - infrared: Stage 2 of the released `infrared`, for infrared and visible pairs.
 - tiny: about a minute per stage on two cores and the simulated pairs (`dmfnet data prepare mni_pairs`):
   to try the program, not to fuse well.
@@ -22,7 +23,7 @@ import ml_collections
 
 from dmfnet_jax.configs import common
 
-SIZES = ("paper", "small", "small-fast", "small-v2", "infrared", "tiny")
+SIZES = ("paper", "small", "small-fast", "small-v2", "fast", "infrared", "tiny")
 
 
 def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
@@ -33,12 +34,15 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
   """
   chosen = common.parse_arguments(arguments, stage=(1, 2), size=SIZES)
   config = paper(chosen.stage)
-  if chosen.size.startswith("small") or chosen.size == "infrared":
+  if chosen.size.startswith("small") or chosen.size in ("fast", "infrared"):
     small(config)
-  if chosen.size in ("small-fast", "small-v2", "infrared") and config.stage == 2:
+  if chosen.size in ("small-fast", "small-v2", "fast", "infrared") and config.stage == 2:
     config.features.timesteps = (5,)
-  if chosen.size == "small-v2" and config.stage == 2:
+  if chosen.size in ("small-v2", "fast") and config.stage == 2:
     common.reader_loss(config)  # on `small-fast`
+  if chosen.size == "fast" and config.stage == 1:
+    config.unet.width = 16
+    config.unet.norm_groups = 4  # four channels a group, as in the paper
   if chosen.size == "infrared" and config.stage == 2:
     infrared(config)
   if chosen.size == "tiny":

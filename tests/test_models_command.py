@@ -72,5 +72,5 @@ def test_methods_without_a_recipe_are_told_too(capsys):
 def test_an_unknown_name_lists_those_that_there_are(capsys):
   assert main(["models", "smal"]) == 2
   error = capsys.readouterr().err
-  given = "infrared, small, small-fast, small-v2, waveae-small, adafuse"
+  given = "fast, infrared, small, small-fast, small-v2, waveae-small, adafuse"
   assert f"no method or released model 'smal': give one of {given}" in error

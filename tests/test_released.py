@@ -24,6 +24,7 @@ COMPARED = ("EN", "MI", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "SCD", "SD", "SF",
 NO_WORSE = {
   "small": {"ct": 8, "pet": 6, "spect": 7},
   "small-v2": {"ct": 7, "pet": 9, "spect": 9},
+  "fast": {"ct": 7, "pet": 8, "spect": 7},
   "waveae-small": {"ct": 7, "pet": 9, "spect": 9},
 }
 
@@ -36,7 +37,7 @@ def small(request):
 
 def test_small_is_released_and_all_are_small():
   assert {"small", "small-fast", DEFAULT_MODEL} <= set(NAMES)
-  assert sum((FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES) < 12e6
+  assert sum((FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES) < 16e6
 
 
 @pytest.mark.parametrize("name", NAMES)

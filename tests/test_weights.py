@@ -154,7 +154,7 @@ def test_the_oldest_files_name_no_method(tmp_path):
 
 def test_an_unknown_name_lists_the_known_ones():
   with pytest.raises(
-    UserError, match=r"unknown model 'smal': give a released name \(infrared, small"
+    UserError, match=r"unknown model 'smal': give a released name \(fast, infrared"
   ):
     find.released_path("smal")
 

@@ -86,7 +86,7 @@ def test_a_missing_config_lists_what_there_is(dmfnet_train):
     ("configs/dmfnet.py:stage=3", "in the config: stage is one of 1, 2, not '3'"),
     (
       "configs/dmfnet.py:size=huge",
-      "size is one of paper, small, small-fast, small-v2, infrared, tiny, not 'huge'",
+      "size is one of paper, small, small-fast, small-v2, fast, infrared, tiny, not 'huge'",
     ),
     ("configs/dmfnet.py:sise=tiny", "no argument 'sise'; there are stage, size"),
     ("configs/ablations.py:nothing", "no ablation 'nothing'; there are untrained, "),
