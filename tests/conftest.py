@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _MANY_MAPS = 20_000
 _USERS_METHODS = itertools.count()
+_NO_FUSION_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 _COMPILATION_CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
@@ -36,9 +37,7 @@ def pytest_configure(config):
   """
   os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
   os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-  os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-  )
+  os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {_NO_FUSION_EMITTERS}")
   os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # whatever the machine's cores
   if not hasattr(config, "workerinput"):  # the workers of `pytest -n` have their parent's
     folder = tempfile.TemporaryDirectory(prefix="dmfnet_jax_tests_")
@@ -150,6 +149,8 @@ def _train(stage: int, data_dir: Path, workdir: Path, **changes: Any) -> tuple[P
 def libtpu():
   """For tests that compile for described TPUs; they run in a process of their own."""
   pytest.importorskip("libtpu", reason='compiling for TPUs needs libtpu: ".[preflight]"')
+  # libtpu reads the flags when it is loaded, and ends a process whose flags it does not know.
+  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(_NO_FUSION_EMITTERS, "")
 
 
 def pytest_collection_modifyitems(items):
