@@ -5,10 +5,9 @@
 Trains Stage II of a recipe on a trained UNet and on untrained ones, with each of the two outputs
 (blend, the paper's tanh), on one noise step (5) and three (5, 10, 20), each once per seed: sixteen
 runs, or fewer with `--outputs` and `--timesteps`. `--unets untrained-64 untrained` compares widths
-instead. Then fuses the validation pairs with every model
-and prints means over the seeds, and how far trained and untrained lie apart beside how far the
-seeds do. What is trained already is not trained again, and `--seeds 0` and `--seeds 1` can run
-beside each other before a call with both.
+instead. Then fuses the validation pairs with every model and prints means over the seeds, and how
+far the first two UNets lie apart beside how far the seeds do. What is trained already is not
+trained again, and `--seeds 0` and `--seeds 1` can run beside each other before a call with both.
 """
 
 import argparse
